@@ -15,6 +15,8 @@ const (
 	// A decoder keeps buffers up to these sizes between requests.
 	keepScratch = 64 << 10
 	keepItems   = 256
+	// minScratch is the least that is allocated, enough for a usual request.
+	minScratch = 1024
 	// quadratic is the number of map keys up to which each is compared with
 	// all before it; beyond, a Go map finds duplicates.
 	quadratic = 32
@@ -330,11 +332,13 @@ scan:
 	if !escaped {
 		return s, true
 	}
-	d.room(len(s))
+	if !d.room(len(s)) {
+		return "", false
+	}
 	from := len(d.scratch)
 	out, ok := unescape(d.scratch, s)
 	if !ok {
-		clear(d.scratch[from:cap(d.scratch)][:len(s)])
+		d.scratch = out // so that Reset wipes it
 		d.fail(fmt.Sprintf("Bad escape in the string at byte %d", start))
 		return "", false
 	}
@@ -345,17 +349,19 @@ scan:
 // room makes sure that n more bytes fit. The scratch memory is sized once per
 // body, when first needed, for whatever the rest of the body can take: an
 // unescaped string and the blob decoded from it are together shorter than
-// twice the text they stand in. So it never moves under a view.
-func (d *Decoder) room(n int) {
-	if cap(d.scratch)-len(d.scratch) >= n && len(d.scratch) > 0 {
-		return
+// twice the text they stand in. So it never moves under a view, and the
+// refusal below is a second line of defence.
+func (d *Decoder) room(n int) bool {
+	if len(d.scratch) == 0 {
+		if need := 2 * len(d.b); cap(d.scratch) < need {
+			d.scratch = make([]byte, 0, max(need, minScratch))
+		}
 	}
-	if len(d.scratch) > 0 {
-		panic("wire: scratch memory exceeded")
+	if cap(d.scratch)-len(d.scratch) < n {
+		d.fail("The body takes too much memory to decode")
+		return false
 	}
-	if need := 2 * len(d.b); cap(d.scratch) < need {
-		d.scratch = make([]byte, 0, max(need, 1024))
-	}
+	return true
 }
 
 // blob decodes a Base64 string: standard alphabet, padded, canonical, without
@@ -369,16 +375,18 @@ func (d *Decoder) blob() []byte {
 	if !ok {
 		return nil
 	}
-	d.room(len(s))
+	if !d.room(len(s)) {
+		return nil
+	}
 	from := len(d.scratch)
 	to := d.scratch[from : from+base64.StdEncoding.DecodedLen(len(s))]
+	d.scratch = d.scratch[:from+len(to)]
 	n, err := strictBase64.Decode(to, s2b(s))
-	d.scratch = d.scratch[:from+n]
 	if err != nil || strings.ContainsAny(s, "\r\n") {
 		d.wrong("must be Base64 with padding")
 		return nil
 	}
-	return d.scratch[from : from+n : from+n]
+	return to[:n:n]
 }
 
 var strictBase64 = base64.StdEncoding.Strict()
@@ -505,7 +513,10 @@ func decodeList[T any, P interface {
 	name := d.name
 	for more := d.firstItem(); more; more = d.nextItem() {
 		var zero T
-		d.name = name
+		if d.name = name; d.peek() != '{' {
+			d.wrong("must be a list of objects")
+			break
+		}
 		out = append(out, zero)
 		P(&out[len(out)-1]).decode(d)
 	}
@@ -520,7 +531,7 @@ func (d *Decoder) skip() {
 	}
 	switch c := d.peek(); c {
 	case '"':
-		d.skipText()
+		d.text()
 	case '{':
 		for _, ok := d.first(); ok; _, ok = d.next() {
 			d.skip()
@@ -539,8 +550,6 @@ func (d *Decoder) skip() {
 		d.skipNumber()
 	}
 }
-
-func (d *Decoder) skipText() { d.text() }
 
 func (d *Decoder) skipNumber() {
 	if d.peek() == '-' {

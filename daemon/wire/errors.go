@@ -67,7 +67,7 @@ func (e *Error) WithCause(cause error) *Error {
 	return &c
 }
 
-// Is tells whether e has the given code; it accepts a nil e.
+// Is makes errors.Is compare codes.
 func (e *Error) Is(target error) bool {
 	t, ok := target.(*Error)
 	return ok && e != nil && t != nil && e.Code == t.Code

@@ -51,6 +51,11 @@ type Input interface {
 }
 
 // Output is implemented by every response structure.
+//
+// A response with a sensitive blob reserves its longest length before it
+// writes the first byte; when dst is too short and has to move, dst's old
+// array is wiped, so dst must not be shared. Wiping the result is the
+// caller's.
 type Output interface {
 	AppendJSON(dst []byte) []byte
 }

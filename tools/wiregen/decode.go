@@ -13,7 +13,7 @@ func errShape(s *shape, f member, what string) error {
 
 // genDecoders writes the decoders of request structures.
 func (g *gen) genDecoders() {
-	p := g.file("decode_gen.go")
+	split := g.split("decode")
 	inputs := map[string]bool{}
 	for _, o := range g.m.ops() {
 		inputs[o.Input.Shape] = true
@@ -22,6 +22,7 @@ func (g *gen) genDecoders() {
 		if !s.in {
 			continue
 		}
+		p := split(s)
 		if len(s.Members) > 32 {
 			g.fail(fmt.Errorf("%s has more than 32 members", s.name))
 		}

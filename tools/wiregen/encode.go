@@ -7,14 +7,9 @@ import (
 
 // genEncoders writes AppendJSON for every structure.
 func (g *gen) genEncoders() {
-	in := g.file("encode_input_gen.go", "strconv")
-	out := g.file("encode_output_gen.go", "strconv")
+	split := g.split("encode", "strconv")
 	for _, s := range g.m.structures() {
-		if s.out {
-			g.genEncoder(out, s)
-		} else {
-			g.genEncoder(in, s)
-		}
+		g.genEncoder(split(s), s)
 	}
 }
 

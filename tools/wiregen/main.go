@@ -79,6 +79,26 @@ func (g *gen) file(name string, imports ...string) printer {
 	return func(format string, args ...any) { fmt.Fprintf(b, format, args...) }
 }
 
+// split returns a function that gives each structure its file: four per
+// aspect, by the structure's first letter, to keep files readable.
+func (g *gen) split(aspect string, imports ...string) func(*shape) printer {
+	low := g.file(aspect+"_a_d_gen.go", imports...)
+	middle := g.file(aspect+"_e_g_gen.go", imports...)
+	high := g.file(aspect+"_h_l_gen.go", imports...)
+	top := g.file(aspect+"_m_z_gen.go", imports...)
+	return func(s *shape) printer {
+		switch c := s.name[0]; {
+		case c <= 'D':
+			return low
+		case c <= 'G':
+			return middle
+		case c <= 'L':
+			return high
+		}
+		return top
+	}
+}
+
 func (g *gen) fail(err error) { g.err = errors.Join(g.err, err) }
 
 func generate(modelJSON, overlayJSON []byte) ([]file, error) {

@@ -2,8 +2,9 @@ package main
 
 // genTypes writes the structures.
 func (g *gen) genTypes() {
-	p := g.file("types_gen.go")
+	split := g.split("types")
 	for _, s := range g.m.structures() {
+		p := split(s)
 		p("// %s is %s.\n", s.name, g.role(s))
 		p("type %s struct {\n", s.name)
 		strs := false

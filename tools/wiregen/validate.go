@@ -11,12 +11,13 @@ func lowerCamel(s string) string { return strings.ToLower(s[:1]) + s[1:] }
 
 // genValidators writes Validate for request structures.
 func (g *gen) genValidators() {
-	p := g.file("validate_gen.go")
+	split := g.split("validate")
 	enums, patterns := map[string]*shape{}, map[string]string{}
 	for _, s := range g.m.structures() {
 		if !s.in {
 			continue
 		}
+		p := split(s)
 		p("// Validate adds what breaks the model's constraints to v.\n")
 		p("func (r *%s) Validate(v *Violations) {\n", s.name)
 		for _, f := range s.Members {
@@ -111,6 +112,9 @@ func (g *gen) stringChecks(fs *shape, path, field string, enums map[string]*shap
 	var checks []string
 	if len(fs.Enum) > 0 {
 		enums[fs.name] = fs
+		if fs.Sensitive {
+			g.fail(fmt.Errorf("%s: a sensitive enum would be repeated in messages", fs.name))
+		}
 		return []string{fmt.Sprintf("if !is%s(%s) {\nv.Enum(%s, %s, set%s)\n}", fs.name, field, path, field, fs.name)}
 	}
 	if fs.Min != nil || fs.Max != nil {
@@ -127,6 +131,9 @@ func (g *gen) stringChecks(fs *shape, path, field string, enums map[string]*shap
 // condition under which a string s breaks one.
 func (g *gen) elementRules(es *shape, enums map[string]*shape, patterns map[string]string) (rules, cond string) {
 	var texts, conds []string
+	if es.Sensitive {
+		g.fail(fmt.Errorf("%s: sensitive list elements would be repeated in messages", es.name))
+	}
 	if len(es.Enum) > 0 {
 		enums[es.name] = es
 		return fmt.Sprintf("ruleEnum+set%s", es.name), fmt.Sprintf("!is%s(s)", es.name)
