@@ -11,20 +11,20 @@
 //
 // The protocol of one slot is a single word:
 //
-//	free --- CompareAndSwap(0, 1) by Acquire ---> owned
-//	owned --- Store(0) by Release --------------> free
+//		free --- CompareAndSwap(0, 1) by Acquire ---> owned
+//		owned --- Store(0) by Release --------------> free
 //
-//   - Only the goroutine whose swap succeeded touches the value, and only until
-//     its Release. Both are sequentially consistent atomic operations, so all
-//     that an owner wrote is seen by the next one; no other synchronisation is
-//     needed, and the race detector agrees.
-//   - Acquire reads the word before it swaps, so that a busy slot costs its
-//     visitors a shared read and not an exclusive cache line.
-//   - Acquire looks at every slot once, beginning at a random one, and gives up
-//     after a full round. It can miss a slot freed behind its back; the caller
-//     has a fallback anyway. Nobody waits, so nobody can be starved or deadlock.
-//   - Slots have a cache line each (two where the processor fetches pairs), so
-//     that owners on different cores do not slow each other.
+//	  - Only the goroutine whose swap succeeded touches the value, and only until
+//	    its Release. Both are sequentially consistent atomic operations, so all
+//	    that an owner wrote is seen by the next one; no other synchronisation is
+//	    needed, and the race detector agrees.
+//	  - Acquire reads the word before it swaps, so that a busy slot costs its
+//	    visitors a shared read and not an exclusive cache line.
+//	  - Acquire looks at every slot once, beginning at a random one, and gives up
+//	    after a full round. It can miss a slot freed behind its back; the caller
+//	    has a fallback anyway. Nobody waits, so nobody can be starved or deadlock.
+//	  - Slots have a cache line each (two where the processor fetches pairs), so
+//	    that owners on different cores do not slow each other.
 //
 // Rejected: a sync.Pool, because the garbage collector empties it and a lane
 // must count what it has sealed; a mutex for each slot, because there is no use

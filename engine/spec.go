@@ -196,11 +196,11 @@ type usageRow struct {
 }
 
 var (
-	oaep  = []Algorithm{AlgOAEPSHA1, AlgOAEPSHA256}
-	rsass = []Algorithm{AlgPSSSHA256, AlgPSSSHA384, AlgPSSSHA512, AlgPKCS1SHA256, AlgPKCS1SHA384, AlgPKCS1SHA512}
-	ecdh  = []Algorithm{AlgECDH}
-	rsaRs = []usageRow{{EncryptDecrypt, oaep}, {SignVerify, rsass}}
-	mldsa = []usageRow{{SignVerify, []Algorithm{AlgMLDSA}}}
+	oaepAlgs   = []Algorithm{AlgOAEPSHA1, AlgOAEPSHA256}
+	rsaSigAlgs = []Algorithm{AlgPSSSHA256, AlgPSSSHA384, AlgPSSSHA512, AlgPKCS1SHA256, AlgPKCS1SHA384, AlgPKCS1SHA512}
+	ecdhAlgs   = []Algorithm{AlgECDH}
+	rsaRows    = []usageRow{{EncryptDecrypt, oaepAlgs}, {SignVerify, rsaSigAlgs}}
+	mldsaRows  = []usageRow{{SignVerify, []Algorithm{AlgMLDSA}}}
 )
 
 // specRows is the table of operations.md, section 3: which usages a spec has,
@@ -211,18 +211,18 @@ var specRows = [numSpecs][]usageRow{
 	HMAC256:          {{GenerateVerifyMAC, []Algorithm{AlgHMACSHA256}}},
 	HMAC384:          {{GenerateVerifyMAC, []Algorithm{AlgHMACSHA384}}},
 	HMAC512:          {{GenerateVerifyMAC, []Algorithm{AlgHMACSHA512}}},
-	RSA2048:          rsaRs,
-	RSA3072:          rsaRs,
-	RSA4096:          rsaRs,
-	P256:             {{SignVerify, []Algorithm{AlgECDSASHA256}}, {KeyAgreement, ecdh}},
-	P384:             {{SignVerify, []Algorithm{AlgECDSASHA384}}, {KeyAgreement, ecdh}},
-	P521:             {{SignVerify, []Algorithm{AlgECDSASHA512}}, {KeyAgreement, ecdh}},
+	RSA2048:          rsaRows,
+	RSA3072:          rsaRows,
+	RSA4096:          rsaRows,
+	P256:             {{SignVerify, []Algorithm{AlgECDSASHA256}}, {KeyAgreement, ecdhAlgs}},
+	P384:             {{SignVerify, []Algorithm{AlgECDSASHA384}}, {KeyAgreement, ecdhAlgs}},
+	P521:             {{SignVerify, []Algorithm{AlgECDSASHA512}}, {KeyAgreement, ecdhAlgs}},
 	Secp256k1:        {{SignVerify, []Algorithm{AlgECDSASHA256}}},
 	Ed25519:          {{SignVerify, []Algorithm{AlgEd25519, AlgEd25519ph}}},
-	MLDSA44:          mldsa,
-	MLDSA65:          mldsa,
-	MLDSA87:          mldsa,
-	SM2:              {{EncryptDecrypt, []Algorithm{AlgSM2PKE}}, {SignVerify, []Algorithm{AlgSM2DSA}}, {KeyAgreement, ecdh}},
+	MLDSA44:          mldsaRows,
+	MLDSA65:          mldsaRows,
+	MLDSA87:          mldsaRows,
+	SM2:              {{EncryptDecrypt, []Algorithm{AlgSM2PKE}}, {SignVerify, []Algorithm{AlgSM2DSA}}, {KeyAgreement, ecdhAlgs}},
 }
 
 // Valid reports whether s is one of the specs.
