@@ -120,6 +120,13 @@ func load(modelJSON, overlayJSON []byte) (*model, *overlay, error) {
 			m.reach(op.Output.Shape, func(s *shape) *bool { return &s.out })
 		}
 	}
+	for _, s := range m.structures() {
+		for _, f := range s.Members {
+			if _, err := m.goType(f.shape); err != nil {
+				return nil, nil, fmt.Errorf("%s.%s: %w", s.name, f.name, err)
+			}
+		}
+	}
 	return m, o, nil
 }
 
