@@ -83,8 +83,13 @@ func newCipherState(secret []byte) (*cipherState, error) {
 func (c *cipherState) derive(prefix []byte) cipher.AEAD {
 	kx := new([xaes.KeySize]byte)
 	xaes.Derive(c.block, prefix, kx)
-	block, err := aes.NewCipher(kx[:])
-	arena.Wipe(kx[:])
+	defer arena.Wipe(kx[:])
+	return newGCM(kx[:])
+}
+
+// newGCM returns AES-256-GCM under a key of 32 bytes.
+func newGCM(key []byte) cipher.AEAD {
+	block, err := aes.NewCipher(key)
 	if err != nil {
 		panic(err) // only for a wrong key size
 	}
