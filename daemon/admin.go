@@ -1,0 +1,149 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// adminTimeout bounds a request on the admin listener, so that a stuck scraper
+// holds nothing for long.
+const adminTimeout = 30 * time.Second
+
+// adminMux answers what anyone who reaches the admin listener may know: no
+// names, no identifiers, no verbs.
+func (s *Server) adminMux() *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !s.serving.Load() {
+			http.Error(w, "not ready", http.StatusServiceUnavailable)
+			return
+		}
+		io.WriteString(w, "ready\n")
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		metrics.WritePrometheus(w, true)
+		s.metrics.WritePrometheus(w)
+		if s.serving.Load() {
+			s.service.writeMetrics(w)
+		}
+	})
+	return mux
+}
+
+// # The control socket
+//
+// Verbs that change something or write somewhere are served on a Unix socket in
+// the data directory and nowhere else. The directory is 0700 and the socket
+// 0600, so whoever can connect could read the store's files anyway: the file
+// system is the authorisation, and there is no token to keep or to leak.
+
+// controlName is the control socket's name in the data directory.
+const controlName = "control.sock"
+
+// maxControlBody bounds a request on the control socket.
+const maxControlBody = 64 << 10
+
+type backupRequest struct {
+	To string `json:"to"`
+}
+
+type controlAnswer struct {
+	Error string `json:"error,omitempty"`
+}
+
+func (s *Server) controlMux() *http.ServeMux {
+	mux := s.adminMux()
+	mux.HandleFunc("POST /backup", func(w http.ResponseWriter, r *http.Request) {
+		var in backupRequest
+		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxControlBody)).Decode(&in)
+		switch {
+		case err != nil:
+			answer(w, http.StatusBadRequest, fmt.Errorf("couldn't read the request: %w", err))
+		case !filepath.IsAbs(in.To):
+			answer(w, http.StatusBadRequest, errors.New("to: give an absolute path"))
+		case !s.serving.Load():
+			answer(w, http.StatusServiceUnavailable, errors.New("the daemon is starting or stopping"))
+		default:
+			if err := s.service.backup(r.Context(), in.To); err != nil {
+				s.log.Error("backup failed", "to", in.To, "err", err)
+				answer(w, http.StatusInternalServerError, err)
+				return
+			}
+			s.log.Info("backup written", "to", in.To)
+			answer(w, http.StatusOK, nil)
+		}
+	})
+	return mux
+}
+
+func answer(w http.ResponseWriter, status int, err error) {
+	var a controlAnswer
+	if err != nil {
+		a.Error = err.Error()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(a)
+}
+
+// ErrNotRunning says that no daemon serves a data directory.
+var ErrNotRunning = errors.New("no daemon is running on this data directory")
+
+// RequestBackup asks the daemon that serves the data directory data to write a
+// backup into the directory to, on the daemon's machine and as its user. It
+// fails with [ErrNotRunning] when there is none.
+func RequestBackup(ctx context.Context, data, to string) error {
+	to, err := filepath.Abs(to)
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(backupRequest{To: to})
+	if err != nil {
+		return err
+	}
+	conn, err := dialUnix(filepath.Join(data, controlName))
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+			return ErrNotRunning
+		}
+		return fmt.Errorf("couldn't reach the daemon: %w", err)
+	}
+	client := &http.Client{Transport: &http.Transport{
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
+		DisableKeepAlives: true,
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://control/backup", bytes.NewReader(body))
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("couldn't reach the daemon: %w", err)
+	}
+	defer res.Body.Close()
+	var a controlAnswer
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxControlBody)).Decode(&a); err != nil {
+		return fmt.Errorf("couldn't read the daemon's answer (status %d): %w", res.StatusCode, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("the daemon couldn't write the backup: %s", a.Error)
+	}
+	return nil
+}
