@@ -43,7 +43,7 @@ func (a *authorization) parse(h []byte, haveDate bool) *wire.Error {
 	}
 	h = trimSpace(h)
 	name, rest := h, []byte(nil)
-	if i := bytes.IndexAny(h, " \t"); i >= 0 {
+	if i := bytes.IndexByte(h, ' '); i >= 0 {
 		name, rest = h[:i], trimSpace(h[i:])
 	}
 	if string(name) != algorithm {
@@ -153,11 +153,6 @@ var unhex = func() (t [256]byte) {
 	return t
 }()
 
-func hasSpace(b []byte) bool {
-	for _, c := range b {
-		if isSpace(c) {
-			return true
-		}
-	}
-	return false
-}
+// hasSpace leaves out line breaks, which no rule on the parameters' values lets
+// through.
+func hasSpace(b []byte) bool { return bytes.IndexByte(b, ' ') >= 0 || bytes.IndexByte(b, '\t') >= 0 }

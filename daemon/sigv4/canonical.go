@@ -56,8 +56,11 @@ func (s *scratch) appendCanonicalRequest(dst []byte, r *Request, list []byte, bo
 }
 
 func appendHex(dst []byte, h *[32]byte) []byte {
-	for _, c := range h {
-		dst = append(dst, lowerHex[c>>4], lowerHex[c&0xf])
+	n := len(dst)
+	dst = append(dst, make([]byte, 64)...)
+	out := (*[64]byte)(dst[n:])
+	for i, c := range h {
+		out[2*i], out[2*i+1] = lowerHex[c>>4], lowerHex[c&0xf]
 	}
 	return dst
 }
