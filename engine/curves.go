@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"slices"
 
+	voied "github.com/oasisprotocol/curve25519-voi/primitives/ed25519"
 	"gitlab.com/yawning/secp256k1-voi/secec"
 
 	"keymill/hsm/arena"
@@ -82,6 +83,9 @@ func newECDSAPublic(spec Spec, key *ecdsa.PublicKey) (publicKey, error) {
 	if _, err := key.ECDH(); err != nil {
 		return nil, ErrInvalidPublicKey
 	}
+	if spec == P384 {
+		return newP384Public(key)
+	}
 	return &ecdsaPublic{key}, nil
 }
 
@@ -139,47 +143,49 @@ func (p *secp256k1Public) public(op *Op) error {
 	return verdict(p.key.Verify(hashMessage(op, &sum), op.Sig, &secp256k1Options))
 }
 
-type ed25519Private struct{ key ed25519.PrivateKey }
+// Ed25519 by curve25519-voi. Its verification follows FIPS 186-5 to the letter:
+// the equation is multiplied by the cofactor, R and A must be canonical. Unlike
+// the equation without the cofactor, which Go's package checks, that one can
+// also be checked for many signatures at once with the same verdict for each.
+// The two differ only on signatures that the owner of a key made on purpose to
+// tell them apart.
+var (
+	edPure = voied.Options{Verify: voied.VerifyOptionsFIPS_186_5}
+	edPh   = voied.Options{Verify: voied.VerifyOptionsFIPS_186_5, Hash: crypto.SHA512}
+)
+
+type ed25519Private struct{ key voied.PrivateKey }
 
 func newEd25519Private(key ed25519.PrivateKey) (parsedKey, error) {
-	return &ed25519Private{slices.Clone(key)}, nil
+	return &ed25519Private{voied.PrivateKey(slices.Clone(key))}, nil
 }
 
-func (p *ed25519Private) spki() ([]byte, error) { return x509.MarshalPKIXPublicKey(p.key.Public()) }
+func (p *ed25519Private) spki() ([]byte, error) {
+	return x509.MarshalPKIXPublicKey(ed25519.PrivateKey(p.key).Public())
+}
 
 func (p *ed25519Private) private(op *Op) error {
 	if op.Alg == AlgEd25519 {
-		op.Out = append(op.Out, ed25519.Sign(p.key, op.In)...)
+		op.Out = append(op.Out, voied.Sign(p.key, op.In)...)
 		return nil
 	}
-	sig, err := p.signPh(op.In)
+	// Ed25519ph hashes what it is given, also when that is a hash already.
+	sum := sha512.Sum512(op.In)
+	sig, err := p.key.Sign(nil, sum[:], &edPh)
 	op.Out = append(op.Out, sig...)
 	return err
 }
 
-// signPh is Ed25519ph of RFC 8032 with an empty context: it hashes message.
-func (p *ed25519Private) signPh(message []byte) ([]byte, error) {
-	sum := sha512.Sum512(message)
-	return p.key.Sign(nil, sum[:], &edPh)
-}
-
-type ed25519Public struct{ key ed25519.PublicKey }
+type ed25519Public struct{ key voied.PublicKey }
 
 func newEd25519Public(key ed25519.PublicKey) (publicKey, error) {
-	return &ed25519Public{slices.Clone(key)}, nil
+	return &ed25519Public{voied.PublicKey(slices.Clone(key))}, nil
 }
 
 func (p *ed25519Public) public(op *Op) error {
 	if op.Alg == AlgEd25519 {
-		return verdict(ed25519.Verify(p.key, op.In, op.Sig))
+		return verdict(voied.VerifyWithOptions(p.key, op.In, op.Sig, &edPure))
 	}
-	return verdict(p.verifyPh(op.In, op.Sig))
+	sum := sha512.Sum512(op.In)
+	return verdict(voied.VerifyWithOptions(p.key, sum[:], op.Sig, &edPh))
 }
-
-func (p *ed25519Public) verifyPh(message, sig []byte) bool {
-	sum := sha512.Sum512(message)
-	return ed25519.VerifyWithOptions(p.key, sum[:], sig, &edPh) == nil
-}
-
-// edPh selects Ed25519ph with an empty context.
-var edPh = ed25519.Options{Hash: crypto.SHA512}
