@@ -1,0 +1,164 @@
+package kms
+
+import (
+	"context"
+	"encoding/hex"
+	"math/rand/v2"
+	"time"
+
+	"github.com/valyala/fasthttp"
+
+	"keymill/daemon/sigv4"
+	"keymill/daemon/wire"
+	"keymill/engine"
+	"keymill/hsm/arena"
+)
+
+// An exchange is one request and its answer. It belongs to the connection's
+// goroutine from begin to end and is pooled between requests, so that a warm
+// request allocates next to nothing.
+type exchange struct {
+	svc *Service
+	ctx *fasthttp.RequestCtx
+	row *operation
+	now time.Time
+
+	id      [36]byte // request id, a UUID's text
+	headers []sigv4.Header
+	auth    sigv4.Result
+	signed  sigv4.Request
+	dec     wire.Decoder
+	inputs  [opCount]wire.Input // one per operation, made on first use
+	in      wire.Input
+
+	violations wire.Violations
+
+	account string // the caller's
+	region  string
+	key     *keyView // the request's key, nil for operations without one
+	dryRun  bool
+
+	// Scratch of the operations. ops[1] serves ReEncrypt's second half. secret
+	// holds plaintext and is wiped; the others never do.
+	ops    [2]engine.Op
+	pairs  []engine.ContextPair
+	aad    []byte
+	aad2   []byte
+	secret []byte
+	blob   []byte
+
+	out []byte // the answer's body
+}
+
+// Scratch that one large request grew past this size is not kept for the next.
+const maxKeptScratch = 64 << 10
+
+func newExchange(s *Service) *exchange {
+	return &exchange{svc: s, secret: make([]byte, 0, 4096), blob: make([]byte, 0, 6144)}
+}
+
+func (x *exchange) begin(ctx *fasthttp.RequestCtx) {
+	x.ctx = ctx
+	x.now = x.svc.clock()
+	x.newRequestID()
+}
+
+// end wipes what may hold plaintext and forgets the request. The answer's body
+// was handed to the connection.
+func (x *exchange) end() {
+	if x.in != nil {
+		x.in.Reset()
+	}
+	x.dec.Reset()
+	arena.Wipe(x.secret[:cap(x.secret)])
+	x.ops = [2]engine.Op{}
+	x.ctx, x.row, x.in, x.key = nil, nil, nil, nil
+	x.dryRun = false
+	x.account, x.region = "", ""
+	x.auth = sigv4.Result{}
+	x.signed = sigv4.Request{}
+	clear(x.headers)
+	x.headers = x.headers[:0]
+	clear(x.pairs)
+	x.pairs = x.pairs[:0]
+	if cap(x.out) > maxKeptScratch {
+		x.out = nil
+	}
+	if cap(x.aad)+cap(x.aad2) > maxKeptScratch {
+		x.aad, x.aad2 = nil, nil
+	}
+}
+
+// context bounds what an operation may wait for: the store's sync and the root
+// of trust. The request's own context has no deadline.
+func (x *exchange) context() context.Context { return x.ctx }
+
+// newRequestID draws a version 4 UUID. It names a request in answers and logs
+// and guards nothing, so the runtime's generator will do.
+func (x *exchange) newRequestID() {
+	var b [16]byte
+	hi, lo := rand.Uint64(), rand.Uint64()
+	for i := range 8 {
+		b[i], b[8+i] = byte(hi>>(8*i)), byte(lo>>(8*i))
+	}
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	hex.Encode(x.id[0:8], b[0:4])
+	hex.Encode(x.id[9:13], b[4:6])
+	hex.Encode(x.id[14:18], b[6:8])
+	hex.Encode(x.id[19:23], b[8:10])
+	hex.Encode(x.id[24:36], b[10:16])
+	x.id[8], x.id[13], x.id[18], x.id[23] = '-', '-', '-', '-'
+}
+
+// encryptionContext returns the canonical form of an encryption context, built
+// in dst.
+func (x *exchange) encryptionContext(dst []byte, pairs []wire.Pair) []byte {
+	x.pairs = x.pairs[:0]
+	for _, p := range pairs {
+		x.pairs = append(x.pairs, engine.ContextPair{Key: p.Key, Value: p.Value})
+	}
+	return engine.AppendContext(dst[:0], x.pairs)
+}
+
+// do runs one cryptographic operation on v's material, fetching the material
+// first when it is cold.
+func (x *exchange) do(v *keyView, op *engine.Op) error {
+	ops := x.opsFor(op)
+	v.handle.Do(ops)
+	if op.Err == engine.ErrPending {
+		if err := x.warm(v, ops); err != nil {
+			return err
+		}
+	}
+	return op.Err
+}
+
+// opsFor returns op, one of x.ops, as a batch of one.
+func (x *exchange) opsFor(op *engine.Op) []engine.Op {
+	if op == &x.ops[0] {
+		return x.ops[:1]
+	}
+	return x.ops[1:2]
+}
+
+// warm loads cold material and runs ops again. A handle can be purged between
+// the two (its place in the cache went to another key), hence the few tries.
+func (x *exchange) warm(v *keyView, ops []engine.Op) error {
+	ctx, cancel := context.WithTimeout(context.Background(), warmTimeout)
+	defer cancel()
+	for range 4 {
+		if err := v.handle.Warm(ctx, ops); err != nil {
+			return err
+		}
+		v.handle.Do(ops)
+		if ops[0].Err != engine.ErrPending {
+			return nil
+		}
+	}
+	return errBusy
+}
+
+// warmTimeout bounds the wait for the root of trust; AWS KMS answers
+// DependencyTimeoutException then, which every SDK retries.
+const warmTimeout = 10 * time.Second

@@ -1,0 +1,109 @@
+package kms
+
+import (
+	"errors"
+	"strings"
+
+	"keymill/daemon/wire"
+	"keymill/engine"
+	"keymill/keystore"
+)
+
+// identifierForms says which of the four forms of a key identifier an operation
+// takes: key ID and key ARN always, alias name and alias ARN only where stated
+// (AWS KMS Developer Guide, Key identifiers).
+type identifierForms uint8
+
+const (
+	keysOnly identifierForms = iota
+	keysAndAliases
+)
+
+const aliasPrefix = "alias/"
+
+// An aliasName is where an alias is kept: unique in an account and region.
+type aliasName struct{ account, region, name string }
+
+// resolve finds the key that an identifier names, seen from the caller's account
+// and the request's region.
+func (x *exchange) resolve(text string, forms identifierForms) (*keyView, error) {
+	account, resource := x.account, text
+	if strings.HasPrefix(text, "arn:") {
+		var err error
+		if account, resource, err = x.splitARN(text); err != nil {
+			return nil, err
+		}
+		if id, ok := strings.CutPrefix(resource, "key/"); ok {
+			resource = id
+		} else if !strings.HasPrefix(resource, aliasPrefix) {
+			return nil, wire.NewError(wire.InvalidArnException, "Invalid arn %s", text)
+		}
+	}
+	if strings.HasPrefix(resource, aliasPrefix) {
+		if forms != keysAndAliases {
+			return nil, wire.NewError(wire.InvalidArnException, "Key Aliases are not supported for this operation.")
+		}
+		return x.resolveAlias(aliasName{account, x.region, resource})
+	}
+	id, ok := engine.ParseKeyID(resource)
+	if !ok {
+		return nil, wire.NewError(wire.NotFoundException, "Invalid keyId '%s'", resource)
+	}
+	v, err := x.svc.view(keystore.Ref{Region: x.region, ID: id.ID})
+	if errors.Is(err, keystore.ErrNotFound) || err == nil && (v.id != id || v.rec.Account != account) {
+		return nil, keyNotFound(keyARN(x.region, account, id.String()))
+	}
+	return v, err
+}
+
+// splitARN checks the parts of a KMS ARN that say where it belongs and returns
+// its account and resource.
+func (x *exchange) splitARN(arn string) (account, resource string, err error) {
+	parts := strings.SplitN(arn, ":", 6)
+	if len(parts) != 6 || parts[2] != "kms" || parts[5] == "" {
+		return "", "", wire.NewError(wire.InvalidArnException, "Invalid arn %s", arn)
+	}
+	if parts[1] != Partition(x.region) || parts[3] != x.region {
+		return "", "", wire.NewError(wire.NotFoundException, "Invalid arn %s", parts[3])
+	}
+	return parts[4], parts[5], nil
+}
+
+// resolveAlias finds the key that an alias points to.
+func (x *exchange) resolveAlias(name aliasName) (*keyView, error) {
+	target, err := x.svc.aliasTarget(name)
+	if err == nil {
+		var v *keyView
+		if v, err = x.svc.view(keystore.Ref{Region: name.region, ID: target}); err == nil {
+			return v, nil
+		}
+	}
+	if errors.Is(err, keystore.ErrNotFound) {
+		return nil, aliasNotFound(name)
+	}
+	return nil, err
+}
+
+func aliasNotFound(name aliasName) error {
+	return wire.NewError(wire.NotFoundException, "Alias %s is not found.", aliasARN(name.region, name.account, name.name))
+}
+
+// aliasTarget returns the id of the key that an alias points to,
+// keystore.ErrNotFound when there is no such alias.
+func (s *Service) aliasTarget(name aliasName) (keystore.KeyID, error) {
+	if id, ok := s.aliases.Get(name); ok {
+		return *id, nil
+	}
+	name = aliasName{strings.Clone(name.account), name.region, strings.Clone(name.name)}
+	id, err := s.aliases.Load(name, func() (*keystore.KeyID, error) {
+		a, err := s.store.Alias(name.account, name.region, name.name)
+		if err != nil {
+			return nil, err
+		}
+		return &a.Target, nil
+	})
+	if err != nil {
+		return keystore.KeyID{}, err
+	}
+	return *id, nil
+}

@@ -1,0 +1,352 @@
+package kms
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"keymill/daemon/policy"
+	"keymill/daemon/wire"
+	"keymill/engine"
+	"keymill/keystore"
+)
+
+// Limits that AWS KMS documents but its service model does not carry.
+const (
+	defaultDeletionDays = 30
+	minDeletionDays     = 7
+	maxDeletionDays     = 30
+	maxTags             = 50
+	maxAliasesPerKey    = 50
+)
+
+// timestamp is a time as the wire has it, in seconds with milliseconds.
+func timestamp(t time.Time) wire.Opt[float64] {
+	return wire.Some(float64(t.UnixMilli()) / 1000)
+}
+
+func createKey(x *exchange, in *wire.CreateKeyRequest) error {
+	spec, usage, err := keyKind(in)
+	if err != nil {
+		return err
+	}
+	switch {
+	case in.Origin != "" && in.Origin != "AWS_KMS":
+		return wire.NewError(wire.UnsupportedOperationException, "Origin %s is not available in this version of Keymill: use AWS_KMS.", in.Origin)
+	case in.CustomKeyStoreId != "":
+		return wire.NewError(wire.CustomKeyStoreNotFoundException, "The custom key store %s does not exist.", in.CustomKeyStoreId)
+	case in.XksKeyId != "":
+		return invalid("XksKeyId can only be used with a custom key store of type EXTERNAL_KEY_STORE.")
+	}
+	tags, err := mergeTags(nil, in.Tags)
+	if err != nil {
+		return err
+	}
+	id := newKeyID(in.MultiRegion.V)
+	keyPolicy := policy.Default(Partition(x.region), x.account)
+	if in.Policy != "" {
+		if err := x.checkPolicy(keyARN(x.region, x.account, id.String()), in.Policy, in.BypassPolicyLockoutSafetyCheck.V); err != nil {
+			return err
+		}
+		keyPolicy = strings.Clone(in.Policy)
+	}
+
+	secret, err := engine.GenerateMaterial(spec)
+	if err != nil {
+		return err
+	}
+	defer clear(secret)
+	var public []byte
+	if spec.Asymmetric() {
+		if public, err = engine.PublicKey(spec, secret); err != nil {
+			return err
+		}
+	}
+	now := x.now.UTC()
+	rec := &keystore.Key{
+		Account:        x.account,
+		Region:         x.region,
+		ID:             id.ID,
+		MultiRegion:    id.MultiRegion,
+		Spec:           spec.String(),
+		Usage:          usage.String(),
+		Origin:         "AWS_KMS",
+		State:          stateEnabled.String(),
+		Manager:        "CUSTOMER",
+		Description:    strings.Clone(in.Description),
+		Created:        now,
+		Versions:       []keystore.Version{{Number: 1, MaterialID: engine.ComputeMaterialID(id, secret), Created: now}},
+		CurrentVersion: 1,
+		PublicKey:      public,
+	}
+	material, err := x.svc.store.SealMaterial(x.context(), keystore.Identity{
+		Account: rec.Account, Region: rec.Region, Spec: rec.Spec, ID: rec.ID, Version: 1,
+	}, secret)
+	if err != nil {
+		return err
+	}
+	ref := keystore.Ref{Region: rec.Region, ID: rec.ID}
+	t := x.svc.store.NewTxn()
+	t.PutKey(rec, 0)
+	t.PutMaterial(material, 0)
+	t.PutPolicy(ref, keyPolicy, 0)
+	if len(tags) > 0 {
+		t.PutTags(ref, tags, 0)
+	}
+	if _, err := t.Commit(x.context()); err != nil {
+		return err
+	}
+	x.svc.dropView(ref)
+	v, err := x.svc.view(ref)
+	if err != nil {
+		return err
+	}
+	resp := wire.CreateKeyResponse{KeyMetadata: metadata(v)}
+	x.out = resp.AppendJSON(x.out)
+	return nil
+}
+
+// keyKind returns the spec and usage that a CreateKey request asks for.
+func keyKind(in *wire.CreateKeyRequest) (engine.Spec, engine.Usage, error) {
+	name := in.KeySpec
+	if in.CustomerMasterKeySpec != "" {
+		if name != "" {
+			return 0, 0, invalid("You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
+		}
+		name = in.CustomerMasterKeySpec
+	}
+	if name == "" {
+		name = engine.SymmetricDefault.String()
+	}
+	spec, ok := engine.ParseSpec(name)
+	if !ok {
+		return 0, 0, wire.NewError(wire.UnsupportedOperationException, "KeySpec %s is not available in this version of Keymill.", name)
+	}
+	if in.KeyUsage == "" {
+		if !spec.Symmetric() {
+			return 0, 0, invalid("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
+		}
+		return spec, engine.EncryptDecrypt, nil
+	}
+	usage, _ := engine.ParseUsage(in.KeyUsage)
+	for _, u := range spec.Usages() {
+		if u == usage {
+			return spec, usage, nil
+		}
+	}
+	return 0, 0, invalid("KeyUsage %s is not compatible with KeySpec %s", in.KeyUsage, spec)
+}
+
+func newKeyID(multiRegion bool) engine.KeyID {
+	id := engine.KeyID{MultiRegion: multiRegion}
+	engine.Random(id.ID[:])
+	if !multiRegion { // a version 4 UUID
+		id.ID[6] = id.ID[6]&0x0f | 0x40
+		id.ID[8] = id.ID[8]&0x3f | 0x80
+	}
+	return id
+}
+
+// metadata is what DescribeKey and CreateKey show of a key (operations of the
+// AWS KMS API Reference, KeyMetadata).
+func metadata(v *keyView) *wire.KeyMetadata {
+	k := v.rec
+	m := &wire.KeyMetadata{
+		AWSAccountId:          k.Account,
+		KeyId:                 v.idText,
+		Arn:                   v.arn,
+		CreationDate:          timestamp(k.Created),
+		Enabled:               wire.Some(v.state == stateEnabled),
+		Description:           k.Description,
+		KeyUsage:              k.Usage,
+		KeyState:              k.State,
+		Origin:                k.Origin,
+		KeyManager:            k.Manager,
+		CustomerMasterKeySpec: oldSpecName(v.spec),
+		KeySpec:               k.Spec,
+		MultiRegion:           wire.Some(k.MultiRegion),
+		CurrentKeyMaterialId:  v.currentMaterial(),
+	}
+	if v.state == statePendingDeletion {
+		m.DeletionDate = timestamp(k.DeletionDate)
+	}
+	switch names := algorithmNames(v.spec, v.usage); v.usage {
+	case engine.EncryptDecrypt:
+		m.EncryptionAlgorithms = names
+	case engine.SignVerify:
+		m.SigningAlgorithms = names
+	case engine.GenerateVerifyMAC:
+		m.MacAlgorithms = names
+	case engine.KeyAgreement:
+		m.KeyAgreementAlgorithms = names
+	}
+	if k.MultiRegion {
+		m.MultiRegionConfiguration = &wire.MultiRegionConfiguration{
+			MultiRegionKeyType: "PRIMARY",
+			PrimaryKey:         &wire.MultiRegionKey{Arn: v.arn, Region: k.Region},
+			ReplicaKeys:        []wire.MultiRegionKey{},
+		}
+	}
+	return m
+}
+
+// oldSpecName is the value of the deprecated CustomerMasterKeySpec: its
+// enumeration ends before ML-DSA and Ed25519, for which it is left out.
+func oldSpecName(s engine.Spec) string {
+	switch s {
+	case engine.MLDSA44, engine.MLDSA65, engine.MLDSA87, engine.Ed25519:
+		return ""
+	}
+	return s.String()
+}
+
+func algorithmNames(s engine.Spec, u engine.Usage) []string {
+	algs := s.Algorithms(u)
+	names := make([]string, len(algs))
+	for i, a := range algs {
+		names[i] = a.String()
+	}
+	return names
+}
+
+func describeKey(x *exchange, _ *wire.DescribeKeyRequest) error {
+	resp := wire.DescribeKeyResponse{KeyMetadata: metadata(x.key)}
+	x.out = resp.AppendJSON(x.out)
+	return nil
+}
+
+func enableKey(x *exchange, _ *wire.EnableKeyRequest) error {
+	return x.setState(stateEnabled)
+}
+
+func disableKey(x *exchange, _ *wire.DisableKeyRequest) error {
+	if err := x.setState(stateDisabled); err != nil {
+		return err
+	}
+	x.svc.dropHandle(x.key)
+	return nil
+}
+
+func (x *exchange) setState(s keyState) error {
+	return x.updateKey(x.key, func(k *keystore.Key, _ *keystore.Txn) error {
+		k.State = s.String()
+		return nil
+	})
+}
+
+func scheduleKeyDeletion(x *exchange, in *wire.ScheduleKeyDeletionRequest) error {
+	days := int64(defaultDeletionDays)
+	if in.PendingWindowInDays.Set {
+		days = in.PendingWindowInDays.V
+		var v wire.Violations
+		v.Range("pendingWindowInDays", days, minDeletionDays, maxDeletionDays)
+		if err := v.Err(); err != nil {
+			return err
+		}
+	}
+	date := x.now.UTC().Add(time.Duration(days) * 24 * time.Hour)
+	err := x.updateKey(x.key, func(k *keystore.Key, _ *keystore.Txn) error {
+		k.State = statePendingDeletion.String()
+		k.DeletionDate = date
+		k.PendingWindowDays = int32(days)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	x.svc.dropHandle(x.key)
+	resp := wire.ScheduleKeyDeletionResponse{
+		KeyId:               x.key.arn,
+		DeletionDate:        timestamp(date),
+		KeyState:            statePendingDeletion.String(),
+		PendingWindowInDays: wire.Some(days),
+	}
+	x.out = resp.AppendJSON(x.out)
+	return nil
+}
+
+func cancelKeyDeletion(x *exchange, _ *wire.CancelKeyDeletionRequest) error {
+	err := x.updateKey(x.key, func(k *keystore.Key, _ *keystore.Txn) error {
+		k.State = stateDisabled.String()
+		k.DeletionDate = time.Time{}
+		k.PendingWindowDays = 0
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	resp := wire.CancelKeyDeletionResponse{KeyId: x.key.arn}
+	x.out = resp.AppendJSON(x.out)
+	return nil
+}
+
+func updateKeyDescription(x *exchange, in *wire.UpdateKeyDescriptionRequest) error {
+	text := strings.Clone(in.Description)
+	return x.updateKey(x.key, func(k *keystore.Key, _ *keystore.Txn) error {
+		k.Description = text
+		return nil
+	})
+}
+
+// policyName is the only name a key policy can have.
+const policyName = "default"
+
+func getKeyPolicy(x *exchange, in *wire.GetKeyPolicyRequest) error {
+	if in.PolicyName != "" && in.PolicyName != policyName {
+		return wire.NewError(wire.NotFoundException, "No such policy exists")
+	}
+	text, _, err := x.svc.store.Policy(x.key.ref)
+	if err != nil {
+		return err
+	}
+	resp := wire.GetKeyPolicyResponse{Policy: text, PolicyName: policyName}
+	x.out = resp.AppendJSON(x.out)
+	return nil
+}
+
+func putKeyPolicy(x *exchange, in *wire.PutKeyPolicyRequest) error {
+	if in.PolicyName != "" && in.PolicyName != policyName {
+		return wire.NewError(wire.UnsupportedOperationException, "Only default policy is supported")
+	}
+	if err := x.checkPolicy(x.key.arn, in.Policy, in.BypassPolicyLockoutSafetyCheck.V); err != nil {
+		return err
+	}
+	text := strings.Clone(in.Policy)
+	return x.updateKey(x.key, func(_ *keystore.Key, t *keystore.Txn) error {
+		_, rev, err := x.svc.store.Policy(x.key.ref)
+		if err != nil && !errors.Is(err, keystore.ErrNotFound) {
+			return err
+		}
+		t.PutPolicy(x.key.ref, text, rev)
+		return nil
+	})
+}
+
+// checkPolicy refuses a key policy that is too long, malformed, names principals
+// that cannot exist, or would lock the caller out of the key arn.
+func (x *exchange) checkPolicy(arn, text string, bypassLockout bool) error {
+	p, err := policy.Parse(text)
+	var bad *policy.Error
+	switch {
+	case errors.Is(err, policy.ErrTooLarge):
+		return wire.NewError(wire.LimitExceededException, "The key policy has %d bytes; the limit is %d.", len(text), policy.MaxBytes)
+	case errors.As(err, &bad):
+		x.svc.log.Debug("key policy refused", "request_id", string(x.id[:]), "where", bad.Where)
+		return wire.ErrorText(wire.MalformedPolicyDocumentException, bad.Text)
+	case err != nil:
+		return err
+	}
+	if !bypassLockout && !p.AllowsUpdateOf(arn, x.account, Partition(x.region), []string{x.auth.Credential.PrincipalARN}) {
+		return wire.ErrorText(wire.MalformedPolicyDocumentException, policy.TextLockout)
+	}
+	return nil
+}
+
+func listKeyPolicies(x *exchange, in *wire.ListKeyPoliciesRequest) error {
+	if in.Marker != "" { // one name never fills a page: no marker was ever handed out
+		return invalidMarker()
+	}
+	resp := wire.ListKeyPoliciesResponse{PolicyNames: []string{policyName}, Truncated: wire.Some(false)}
+	x.out = resp.AppendJSON(x.out)
+	return nil
+}

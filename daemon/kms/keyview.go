@@ -1,0 +1,213 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"keymill/daemon/wire"
+	"keymill/engine"
+	"keymill/keystore"
+)
+
+// A keyView is all that requests need of one KMS key: its record, decoded and
+// with its texts prepared, and the handle on its cryptography. It is immutable;
+// a change to the key makes a new one.
+//
+// Views and handles are cached apart. A view is cheap to build (one record) and
+// goes with every change of the key; a handle is dear (its key-encryption key
+// comes through the root of trust) and goes only when the material it may use
+// changes. Both caches are bounded; a view may outlive its handle's place in
+// the cache, then the handle is cold and warms up again on use.
+type keyView struct {
+	rec    *keystore.Key
+	ref    keystore.Ref
+	id     engine.KeyID
+	idText string
+	arn    string
+	spec   engine.Spec
+	usage  engine.Usage
+	state  keyState
+	handle engine.Key
+
+	// materialIDs are the texts of the versions' KeyMaterialIds, in the order of
+	// rec.Versions; nil for keys whose material has no visible id.
+	materialIDs []string
+}
+
+// materialText returns the KeyMaterialId's text for the answer, "" for keys
+// whose material ids AWS KMS does not show.
+func (v *keyView) materialText(id engine.MaterialID) string {
+	for i := range v.materialIDs {
+		if v.rec.Versions[i].MaterialID == id {
+			return v.materialIDs[i]
+		}
+	}
+	return ""
+}
+
+// currentMaterial returns the text of the current KeyMaterialId, or "".
+func (v *keyView) currentMaterial() string {
+	for i := range v.materialIDs {
+		if v.rec.Versions[i].Number == v.rec.CurrentVersion {
+			return v.materialIDs[i]
+		}
+	}
+	return ""
+}
+
+// view returns the view of the key ref, keystore.ErrNotFound when there is none.
+func (s *Service) view(ref keystore.Ref) (*keyView, error) {
+	if v, ok := s.views.Get(ref); ok {
+		return v, nil
+	}
+	ref.Region = strings.Clone(ref.Region)
+	return s.views.Load(ref, func() (*keyView, error) {
+		rec, err := s.store.Key(ref)
+		if err != nil {
+			return nil, err
+		}
+		return s.buildView(rec)
+	})
+}
+
+func (s *Service) buildView(rec *keystore.Key) (*keyView, error) {
+	v := &keyView{
+		rec: rec,
+		ref: keystore.Ref{Region: rec.Region, ID: rec.ID},
+		id:  engine.KeyID{ID: rec.ID, MultiRegion: rec.MultiRegion},
+	}
+	v.idText = v.id.String()
+	v.arn = keyARN(rec.Region, rec.Account, v.idText)
+	var ok [3]bool
+	v.spec, ok[0] = engine.ParseSpec(rec.Spec)
+	v.usage, ok[1] = engine.ParseUsage(rec.Usage)
+	v.state, ok[2] = parseState(rec.State)
+	if ok != [3]bool{true, true, true} {
+		return nil, fmt.Errorf("record of %s has spec %q, usage %q, state %q: written by a newer version?", v.arn, rec.Spec, rec.Usage, rec.State)
+	}
+	if v.spec.Symmetric() {
+		for i := range rec.Versions {
+			v.materialIDs = append(v.materialIDs, engine.MaterialID(rec.Versions[i].MaterialID).String())
+		}
+	}
+	handle, err := s.handles.Load(v.handleName(), func() (*engine.Key, error) {
+		h := s.newHandle(v)
+		return &h, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	v.handle = *handle
+	return v, nil
+}
+
+// A handleName tells the handles of one key apart by the material they know, so
+// that a view built while the key rotates cannot leave an outdated handle behind.
+type handleName struct {
+	ref      keystore.Ref
+	current  uint32
+	versions int
+}
+
+func (v *keyView) handleName() handleName {
+	return handleName{v.ref, v.rec.CurrentVersion, len(v.rec.Versions)}
+}
+
+func (s *Service) newHandle(v *keyView) engine.Key {
+	versions := make([]engine.KeyVersion, len(v.rec.Versions))
+	current := 0
+	for i, ver := range v.rec.Versions {
+		versions[i] = engine.KeyVersion{Number: ver.Number, MaterialID: ver.MaterialID}
+		if ver.Number == v.rec.CurrentVersion {
+			current = i
+		}
+	}
+	identity := keystore.Identity{Account: v.rec.Account, Region: v.rec.Region, Spec: v.rec.Spec, ID: v.rec.ID}
+	return engine.NewLocalKey(v.id, v.spec, v.usage, versions, current, v.rec.PublicKey,
+		func(ctx context.Context, version uint32) ([]byte, error) {
+			// The key may have been disabled or deleted since this handle was made,
+			// and after its caches were purged: look before fetching again.
+			rec, err := s.store.Key(v.ref)
+			if errors.Is(err, keystore.ErrNotFound) {
+				return nil, keyNotFound(v.arn)
+			} else if err != nil {
+				return nil, err
+			}
+			if state, ok := parseState(rec.State); ok {
+				if err := cryptography.check(state, v.arn); err != nil {
+					return nil, err
+				}
+			}
+			id := identity
+			id.Version = version
+			return s.store.OpenMaterial(ctx, id)
+		})
+}
+
+// dropView makes requests that start from now on read the key's record anew.
+func (s *Service) dropView(ref keystore.Ref) { s.views.Invalidate(ref) }
+
+// dropHandle purges the key's material and derived keys from memory and makes
+// the next view start cold: for disable, deletion, expiry and rotation.
+func (s *Service) dropHandle(v *keyView) {
+	s.handles.Invalidate(v.handleName())
+	v.handle.Purge()
+}
+
+// updateKey changes the record of the key behind v: change is given a copy to
+// alter, and the transaction for further records. It is tried again on the
+// newest record when another request changed the key first, after the row's
+// state rule passed on that record too. The views it makes stale are dropped
+// before it returns.
+func (x *exchange) updateKey(v *keyView, change func(k *keystore.Key, t *keystore.Txn) error) error {
+	s := x.svc
+	for range commitRetries {
+		rec, err := s.store.Key(v.ref)
+		if errors.Is(err, keystore.ErrNotFound) {
+			return keyNotFound(v.arn)
+		} else if err != nil {
+			return err
+		}
+		state, ok := parseState(rec.State)
+		if !ok {
+			return fmt.Errorf("record of %s has state %q", v.arn, rec.State)
+		}
+		if err := x.row.states.check(state, v.arn); err != nil {
+			return err
+		}
+		next := *rec
+		t := s.store.NewTxn()
+		if err := change(&next, t); err != nil {
+			return err
+		}
+		t.PutKey(&next, rec.Revision)
+		_, err = t.Commit(x.context())
+		if errors.Is(err, keystore.ErrConflict) {
+			continue
+		}
+		s.dropView(v.ref)
+		return err
+	}
+	return errBusy
+}
+
+// commitRetries bounds how often a change is tried again when others change the
+// same records at the same time. Each conflict means that another change went
+// through, so only a crowd on one key ever comes near it.
+const commitRetries = 64
+
+var errBusy = errors.New("too many changes of the same record at the same time")
+
+func keyARN(region, account, id string) string {
+	return "arn:" + Partition(region) + ":kms:" + region + ":" + account + ":key/" + id
+}
+
+func aliasARN(region, account, name string) string {
+	return "arn:" + Partition(region) + ":kms:" + region + ":" + account + ":" + name
+}
+
+func keyNotFound(arn string) error {
+	return wire.NewError(wire.NotFoundException, "Key '%s' does not exist", arn)
+}

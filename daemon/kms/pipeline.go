@@ -1,0 +1,273 @@
+package kms
+
+import (
+	"bytes"
+	"errors"
+	"unsafe"
+
+	"github.com/valyala/fasthttp"
+
+	"keymill/daemon/sigv4"
+	"keymill/daemon/wire"
+)
+
+// ServeHTTP answers one request. It is the daemon's fasthttp handler.
+func (s *Service) ServeHTTP(ctx *fasthttp.RequestCtx) {
+	x := s.exchanges.Get().(*exchange)
+	x.begin(ctx)
+	err := x.serve()
+	x.answer(err)
+	x.end()
+	s.exchanges.Put(x)
+}
+
+// serve takes the request through the pipeline; x.out holds the answer's body
+// when it returns nil.
+func (x *exchange) serve() (err error) {
+	x.out = x.out[:0]
+	if err := x.route(); err != nil {
+		return err
+	}
+	if err := x.authenticate(); err != nil {
+		return err
+	}
+	if err := x.decode(); err != nil {
+		return err
+	}
+	if x.row.run == nil {
+		return wire.NewError(wire.UnsupportedOperationException, "%s is not available in this version of Keymill.", x.opName())
+	}
+	if err := x.refuseUnsupportedFields(); err != nil {
+		return err
+	}
+	if x.row.key != nil {
+		if x.key, err = x.row.key(x); err != nil {
+			return err
+		}
+		if err := x.judge(x.key, x.row.action); err != nil {
+			return err
+		}
+	}
+	if err := x.row.run(x); err != nil {
+		return err
+	}
+	if x.dryRun {
+		return wire.NewError(wire.DryRunOperationException, "The request would have succeeded, but the DryRun option is set.")
+	}
+	return nil
+}
+
+// route picks the row and checks what every AWS JSON request has in common.
+func (x *exchange) route() error {
+	req := &x.ctx.Request
+	x.readHeaders(req.Header.RawHeaders())
+	if !req.Header.IsPost() {
+		return wire.NewError(wire.UnknownOperationException, "Requests to this endpoint use POST, not %s.", clip(req.Header.Method())).WithStatus(fasthttp.StatusMethodNotAllowed)
+	}
+	uri := req.Header.RequestURI()
+	path, query, _ := bytes.Cut(uri, []byte{'?'})
+	if string(path) != "/" && !presigned(query) {
+		return wire.NewError(wire.UnknownOperationException, "Requests to this endpoint use the path /, not %s.", clip(path)).WithStatus(fasthttp.StatusNotFound)
+	}
+	x.signed.Method, x.signed.Path, x.signed.Query = req.Header.Method(), path, query
+	x.signed.Headers = x.headers
+	x.signed.Body = req.Body()
+
+	if ct := mediaType(x.header("content-type")); string(ct) != wire.ContentType {
+		return wire.NewError(wire.UnknownOperationException, "Requests to this endpoint have the Content-Type %s, not %q.", wire.ContentType, clip(ct)).WithStatus(fasthttp.StatusUnsupportedMediaType)
+	}
+	target := x.header("x-amz-target")
+	op, ok := wire.OpByTarget(target)
+	if !ok {
+		if len(target) == 0 {
+			return wire.NewError(wire.UnknownOperationException, "The request has no X-Amz-Target header; it names the operation, as in TrentService.Encrypt.")
+		}
+		return wire.NewError(wire.UnknownOperationException, "X-Amz-Target %q is not an operation of AWS KMS.", clip(target))
+	}
+	x.row = &operations[op]
+	return nil
+}
+
+// readHeaders splits the header block as it was sent, repeated and folded lines
+// included, so that the operation, the media type and the signature are all
+// judged on the same reading. A line that continues the one before it keeps the
+// line break in the value; daemon/sigv4 says what it makes of that.
+func (x *exchange) readHeaders(raw []byte) {
+	for len(raw) > 0 {
+		line := raw
+		end := bytes.IndexByte(raw, '\n')
+		for end >= 0 && end+1 < len(raw) && (raw[end+1] == ' ' || raw[end+1] == '\t') {
+			next := bytes.IndexByte(raw[end+1:], '\n')
+			if next < 0 {
+				end = -1
+				break
+			}
+			end += 1 + next
+		}
+		if end >= 0 {
+			line, raw = raw[:end], raw[end+1:]
+		} else {
+			raw = nil
+		}
+		name, value, ok := bytes.Cut(bytes.TrimSuffix(line, []byte{'\r'}), []byte{':'})
+		if ok {
+			x.headers = append(x.headers, sigv4.Header{Name: name, Value: value})
+		}
+	}
+}
+
+// header returns the value of the first header of that lower-case name, trimmed.
+func (x *exchange) header(name string) []byte {
+	for i := range x.headers {
+		if h := &x.headers[i]; len(h.Name) == len(name) && equalFold(h.Name, name) {
+			return bytes.TrimSpace(h.Value)
+		}
+	}
+	return nil
+}
+
+// equalFold compares ASCII without regard to case; lower is lower-case.
+func equalFold(b []byte, lower string) bool {
+	for i := range b {
+		c := b[i]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		if c != lower[i] {
+			return false
+		}
+	}
+	return true
+}
+
+func mediaType(ct []byte) []byte {
+	ct, _, _ = bytes.Cut(ct, []byte{';'})
+	return bytes.ToLower(bytes.TrimSpace(ct))
+}
+
+// presigned tells whether a query carries a signature, so that the signature
+// check may refuse it by name.
+func presigned(query []byte) bool { return bytes.Contains(query, []byte("X-Amz-")) }
+
+// clip bounds what an error repeats of the request's head.
+func clip(b []byte) string {
+	if len(b) > 128 {
+		return string(b[:128]) + "..."
+	}
+	return string(b)
+}
+
+func (x *exchange) authenticate() error {
+	x.signed.ID = unsafe.String(&x.id[0], len(x.id))
+	if err := x.svc.verify.Verify(&x.signed, &x.auth); err != nil {
+		return err
+	}
+	x.account = x.auth.Credential.Account
+	x.region = x.auth.Region
+	return nil
+}
+
+func (x *exchange) decode() error {
+	op := x.row.op
+	in := x.inputs[op]
+	if in == nil {
+		in = wire.NewInput(op)
+		x.inputs[op] = in
+	}
+	x.in = in
+	if err := in.DecodeJSON(&x.dec, x.signed.Body); err != nil {
+		return err
+	}
+	x.violations.Reset()
+	in.Validate(&x.violations)
+	if err := x.violations.Err(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// refuseUnsupportedFields answers for request members that many operations share
+// and that Keymill cannot honour yet. A caller who sends an attestation document
+// must never get plaintext; a grant token is unknown while there are no grants.
+func (x *exchange) refuseUnsupportedFields() error {
+	c := common(x.in)
+	if c.recipient != nil {
+		return wire.NewError(wire.UnsupportedOperationException, "Recipient is not supported: this version of Keymill cannot verify attestation documents.")
+	}
+	if len(c.grantTokens) > 0 {
+		return wire.NewError(wire.InvalidGrantTokenException, "Invalid grant token: this version of Keymill has no grants.")
+	}
+	if len(c.modifiers) > 0 && !c.dryRun {
+		return wire.NewError(wire.ValidationException, "DryRunModifiers can only be used when DryRun is true.")
+	}
+	x.dryRun = c.dryRun
+	return nil
+}
+
+// judge decides whether the operation may go on with v: the caller's permission,
+// the key's state, its usage. The order is AWS's: who may not see a key learns
+// nothing of its state.
+func (x *exchange) judge(v *keyView, action string) error {
+	if err := x.authorise(v, action); err != nil {
+		return err
+	}
+	if err := x.row.states.check(v.state, v.arn); err != nil {
+		return err
+	}
+	if x.row.usage != 0 && v.usage != x.row.usage {
+		return wire.NewError(wire.InvalidKeyUsageException, "%s key usage is %s which is not valid for %s.", v.arn, v.usage, x.opName())
+	}
+	return nil
+}
+
+// authorise is the place of the permission check. Today the only principal is
+// the account's root user, whose access key signed the request, and every key
+// view it can reach belongs to that account; stored key policies are not
+// evaluated yet, which the daemon says at start.
+func (x *exchange) authorise(v *keyView, _ string) error {
+	if v.rec.Account != x.account {
+		return keyNotFound(v.arn)
+	}
+	return nil
+}
+
+func (x *exchange) opName() string {
+	if x.row == nil {
+		return "unknown"
+	}
+	return x.row.op.String()
+}
+
+// answer writes the response: x.out when err is nil, else the error's body.
+func (x *exchange) answer(err error) {
+	resp := &x.ctx.Response
+	status := fasthttp.StatusOK
+	code := ""
+	if err != nil {
+		e := x.wireError(err)
+		status, code = e.Status, e.Code
+		x.wipeOut()
+		x.out = e.AppendJSON(x.out[:0])
+	}
+	x.svc.counts.add(x.row, code)
+	resp.SetStatusCode(status)
+	resp.Header.SetContentType(wire.ContentType)
+	resp.Header.SetBytesV("x-amzn-RequestId", x.id[:])
+	// The connection gets this buffer and gives its own in exchange: no copy.
+	x.out = resp.SwapBody(x.out)[:0]
+}
+
+// wipeOut clears an answer that is not sent: it may hold plaintext.
+func (x *exchange) wipeOut() { clear(x.out[:cap(x.out)]) }
+
+// wireError maps whatever went wrong to what the caller is told. Causes that
+// are not the caller's go to the log under the request id.
+func (x *exchange) wireError(err error) *wire.Error {
+	var e *wire.Error
+	if errors.As(err, &e) {
+		return e
+	}
+	e = mapError(err)
+	x.svc.log.Error("request failed", "request_id", string(x.id[:]), "operation", x.opName(), "answered", e.Code, "error", err)
+	return e
+}

@@ -1,0 +1,147 @@
+package kms
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+	"unsafe"
+
+	"keymill/daemon/sigv4"
+	"keymill/engine"
+	"keymill/keystore"
+)
+
+// Config is what a Service is made of. Store, Account and Region are required.
+type Config struct {
+	Store   *keystore.Store
+	Account string   // 12 digits; owner of what is created
+	Region  string   // home region
+	Regions []string // further regions served, or the one word "all"
+	// KeyCache bounds the keys whose record and cipher state stay in memory;
+	// 0 means DefaultKeyCache.
+	KeyCache int
+	Clock    func() time.Time // nil: time.Now
+	Logger   *slog.Logger     // nil: slog.Default()
+}
+
+// DefaultKeyCache keeps the keys of a large storage system hot. A warm symmetric
+// key costs about 4 KiB.
+const DefaultKeyCache = 16384
+
+// Service answers AWS KMS requests. Safe for concurrent use.
+type Service struct {
+	// immutable after New
+	store   *keystore.Store
+	account string
+	regions *Regions
+	verify  *sigv4.Verifier
+	clock   func() time.Time
+	log     *slog.Logger
+	counts  *counters
+
+	// each safe for concurrent use, coherent by the rule in the package comment
+	views       *keystore.Cache[keystore.Ref, keyView]
+	handles     *keystore.Cache[handleName, engine.Key]
+	aliases     *keystore.Cache[aliasName, keystore.KeyID]
+	credentials *keystore.Cache[string, sigv4.Credential]
+
+	exchanges sync.Pool // of *exchange
+}
+
+// New returns a Service on an open store.
+func New(c Config) (*Service, error) {
+	if c.Store == nil {
+		return nil, errors.New("kms: a store is required")
+	}
+	if !validAccount(c.Account) {
+		return nil, fmt.Errorf("kms: account %q is not 12 digits", c.Account)
+	}
+	regions, err := NewRegions(c.Region, c.Regions)
+	if err != nil {
+		return nil, fmt.Errorf("kms: %w", err)
+	}
+	if c.KeyCache == 0 {
+		c.KeyCache = DefaultKeyCache
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	s := &Service{
+		store:       c.Store,
+		account:     c.Account,
+		regions:     regions,
+		clock:       c.Clock,
+		log:         c.Logger,
+		counts:      newCounters(),
+		views:       keystore.NewCache[keystore.Ref, keyView](c.KeyCache, nil),
+		aliases:     keystore.NewCache[aliasName, keystore.KeyID](c.KeyCache, nil),
+		credentials: keystore.NewCache[string, sigv4.Credential](maxCredentials, nil),
+	}
+	s.handles = keystore.NewCache(c.KeyCache, func(_ handleName, h *engine.Key) { (*h).Purge() })
+	s.verify = sigv4.New(sigv4.Options{
+		Service: "kms",
+		Lookup:  s.credential,
+		Region:  regions.Intern,
+		Served:  regions.List(),
+		Clock:   c.Clock,
+		Logger:  c.Logger,
+	})
+	s.exchanges.New = func() any { return newExchange(s) }
+	return s, nil
+}
+
+// maxCredentials bounds the access keys kept in memory.
+const maxCredentials = 4096
+
+// credential finds an access key for the signature check; nil when there is
+// none. A store that cannot be read counts as none, and is logged.
+func (s *Service) credential(accessKeyID []byte) *sigv4.Credential {
+	// The lookup only compares: the string never outlives the call.
+	if c, ok := s.credentials.Get(unsafe.String(unsafe.SliceData(accessKeyID), len(accessKeyID))); ok {
+		return c
+	}
+	id := string(accessKeyID)
+	c, err := s.credentials.Load(id, func() (*sigv4.Credential, error) {
+		k, err := s.store.AccessKey(id)
+		if err != nil {
+			return nil, err
+		}
+		p, err := s.store.Principal(k.PrincipalID)
+		if err != nil {
+			return nil, fmt.Errorf("principal of access key %s: %w", id, err)
+		}
+		return &sigv4.Credential{
+			AccessKeyID:  k.ID,
+			Account:      k.Account,
+			PrincipalARN: p.ARN,
+			PrincipalID:  p.ID,
+			Secret:       k.Secret,
+			Active:       k.Active,
+			Revision:     k.Revision,
+		}, nil
+	})
+	if err != nil {
+		if !errors.Is(err, keystore.ErrNotFound) {
+			s.log.Error("access key could not be read", "access_key_id", id, "error", err)
+		}
+		return nil
+	}
+	return c
+}
+
+func validAccount(a string) bool {
+	if len(a) != 12 {
+		return false
+	}
+	for i := range len(a) {
+		if a[i] < '0' || a[i] > '9' {
+			return false
+		}
+	}
+	return true
+}

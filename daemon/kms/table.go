@@ -1,0 +1,142 @@
+package kms
+
+import (
+	"keymill/daemon/wire"
+	"keymill/engine"
+)
+
+// An operation is one row of the table: everything the pipeline has to know of
+// an AWS KMS operation, and the function that holds only what is special to it.
+type operation struct {
+	op wire.Op
+	// action is the permission that the key must give, without "kms:"; for most
+	// operations their own name.
+	action string
+	// key finds the operation's KMS key; nil for operations without one, and for
+	// those that name several and find them themselves.
+	key func(x *exchange) (*keyView, error)
+	// states says what the operation answers in each key state.
+	states stateRule
+	// usage is the only key usage that the operation works on; 0 is any.
+	usage engine.Usage
+	// run does the work and puts the answer's body into x.out; nil for operations
+	// that this version answers with UnsupportedOperationException.
+	run func(x *exchange) error
+}
+
+// opCount is the number of operations and of OpInvalid.
+const opCount = int(wire.OpVerifyMac) + 1
+
+// operations is indexed by wire.Op; rows that are not written out below exist in
+// the service model and are not available yet.
+var operations = table([]operation{
+	{op: wire.OpCancelKeyDeletion, key: byKey(func(in *wire.CancelKeyDeletionRequest) string { return in.KeyId }), states: deletionCancel, run: with(cancelKeyDeletion)},
+	{op: wire.OpCreateAlias, states: description, run: with(createAlias)},
+	{op: wire.OpCreateKey, run: with(createKey)},
+	{op: wire.OpDecrypt, key: decryptionKey, states: cryptography, usage: engine.EncryptDecrypt, run: with(decrypt)},
+	{op: wire.OpDeleteAlias, states: always, run: with(deleteAlias)},
+	{op: wire.OpDeriveSharedSecret, key: byAlias(func(in *wire.DeriveSharedSecretRequest) string { return in.KeyId }), states: cryptography, usage: engine.KeyAgreement, run: with(deriveSharedSecret)},
+	{op: wire.OpDescribeKey, key: byAlias(func(in *wire.DescribeKeyRequest) string { return in.KeyId }), states: always, run: with(describeKey)},
+	{op: wire.OpDisableKey, key: byKey(func(in *wire.DisableKeyRequest) string { return in.KeyId }), states: enableDisable, run: with(disableKey)},
+	{op: wire.OpEnableKey, key: byKey(func(in *wire.EnableKeyRequest) string { return in.KeyId }), states: enableDisable, run: with(enableKey)},
+	{op: wire.OpEncrypt, key: byAlias(func(in *wire.EncryptRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(encrypt)},
+	{op: wire.OpGenerateDataKey, key: byAlias(func(in *wire.GenerateDataKeyRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(generateDataKey)},
+	{op: wire.OpGenerateDataKeyPair, key: byAlias(func(in *wire.GenerateDataKeyPairRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(generateDataKeyPair)},
+	{op: wire.OpGenerateDataKeyPairWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyPairWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(generateDataKeyPairWithoutPlaintext)},
+	{op: wire.OpGenerateDataKeyWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(generateDataKeyWithoutPlaintext)},
+	{op: wire.OpGenerateMac, key: byAlias(func(in *wire.GenerateMacRequest) string { return in.KeyId }), states: cryptography, usage: engine.GenerateVerifyMAC, run: with(generateMac)},
+	{op: wire.OpGenerateRandom, run: with(generateRandom)},
+	{op: wire.OpGetKeyPolicy, key: byKey(func(in *wire.GetKeyPolicyRequest) string { return in.KeyId }), states: always, run: with(getKeyPolicy)},
+	{op: wire.OpGetPublicKey, key: byAlias(func(in *wire.GetPublicKeyRequest) string { return in.KeyId }), states: publicKey, run: with(getPublicKey)},
+	{op: wire.OpListAliases, states: always, run: with(listAliases)},
+	{op: wire.OpListKeyPolicies, key: byKey(func(in *wire.ListKeyPoliciesRequest) string { return in.KeyId }), states: always, run: with(listKeyPolicies)},
+	{op: wire.OpListKeys, run: with(listKeys)},
+	{op: wire.OpListResourceTags, key: byKey(func(in *wire.ListResourceTagsRequest) string { return in.KeyId }), states: always, run: with(listResourceTags)},
+	{op: wire.OpPutKeyPolicy, key: byKey(func(in *wire.PutKeyPolicyRequest) string { return in.KeyId }), states: always, run: with(putKeyPolicy)},
+	{op: wire.OpReEncrypt, action: "ReEncryptFrom", key: reEncryptSource, states: cryptography, usage: engine.EncryptDecrypt, run: with(reEncrypt)},
+	{op: wire.OpScheduleKeyDeletion, key: byKey(func(in *wire.ScheduleKeyDeletionRequest) string { return in.KeyId }), states: deletionStart, run: with(scheduleKeyDeletion)},
+	{op: wire.OpSign, key: byAlias(func(in *wire.SignRequest) string { return in.KeyId }), states: cryptography, usage: engine.SignVerify, run: with(sign)},
+	{op: wire.OpTagResource, key: byKey(func(in *wire.TagResourceRequest) string { return in.KeyId }), states: description, run: with(tagResource)},
+	{op: wire.OpUntagResource, key: byKey(func(in *wire.UntagResourceRequest) string { return in.KeyId }), states: description, run: with(untagResource)},
+	{op: wire.OpUpdateAlias, states: description, run: with(updateAlias)},
+	{op: wire.OpUpdateKeyDescription, key: byKey(func(in *wire.UpdateKeyDescriptionRequest) string { return in.KeyId }), states: description, run: with(updateKeyDescription)},
+	{op: wire.OpVerify, key: byAlias(func(in *wire.VerifyRequest) string { return in.KeyId }), states: cryptography, usage: engine.SignVerify, run: with(verify)},
+	{op: wire.OpVerifyMac, key: byAlias(func(in *wire.VerifyMacRequest) string { return in.KeyId }), states: cryptography, usage: engine.GenerateVerifyMAC, run: with(verifyMac)},
+})
+
+func table(rows []operation) (t [opCount]operation) {
+	for op := range t {
+		t[op] = operation{op: wire.Op(op)}
+	}
+	for _, r := range rows {
+		if t[r.op].run != nil {
+			panic("kms: two rows for " + r.op.String())
+		}
+		if r.action == "" {
+			r.action = r.op.String()
+		}
+		t[r.op] = r
+	}
+	return t
+}
+
+// with gives an operation's function its decoded input.
+func with[I any](f func(x *exchange, in *I) error) func(*exchange) error {
+	return func(x *exchange) error { return f(x, any(x.in).(*I)) }
+}
+
+// byAlias finds the key by any of the four forms of an identifier.
+func byAlias[I any](text func(in *I) string) func(*exchange) (*keyView, error) {
+	return func(x *exchange) (*keyView, error) { return x.resolve(text(any(x.in).(*I)), keysAndAliases) }
+}
+
+// byKey finds the key by key ID or key ARN only.
+func byKey[I any](text func(in *I) string) func(*exchange) (*keyView, error) {
+	return func(x *exchange) (*keyView, error) { return x.resolve(text(any(x.in).(*I)), keysOnly) }
+}
+
+// commonFields are members that many inputs share and the pipeline handles.
+type commonFields struct {
+	recipient   *wire.RecipientInfo
+	grantTokens []string
+	dryRun      bool
+	modifiers   []string
+}
+
+func common(in wire.Input) commonFields {
+	switch in := in.(type) {
+	case *wire.CreateGrantRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.DecryptRequest:
+		return commonFields{in.Recipient, in.GrantTokens, in.DryRun.V, in.DryRunModifiers}
+	case *wire.DeriveSharedSecretRequest:
+		return commonFields{recipient: in.Recipient, grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.DescribeKeyRequest:
+		return commonFields{grantTokens: in.GrantTokens}
+	case *wire.EncryptRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.GenerateDataKeyRequest:
+		return commonFields{recipient: in.Recipient, grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.GenerateDataKeyPairRequest:
+		return commonFields{recipient: in.Recipient, grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.GenerateDataKeyPairWithoutPlaintextRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.GenerateDataKeyWithoutPlaintextRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.GenerateMacRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.GenerateRandomRequest:
+		return commonFields{recipient: in.Recipient}
+	case *wire.GetPublicKeyRequest:
+		return commonFields{grantTokens: in.GrantTokens}
+	case *wire.ReEncryptRequest:
+		return commonFields{nil, in.GrantTokens, in.DryRun.V, in.DryRunModifiers}
+	case *wire.SignRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.VerifyRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.VerifyMacRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	}
+	return commonFields{}
+}
