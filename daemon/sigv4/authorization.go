@@ -58,7 +58,7 @@ func (a *authorization) parse(h []byte, haveDate bool) *wire.Error {
 		}
 		pair = trimSpace(pair)
 		eq := bytes.IndexByte(pair, '=')
-		if eq < 0 || hasSpace(pair) {
+		if eq < 0 || hasBlank(pair) {
 			return wire.NewError(codeIncomplete,
 				"'%s' not a valid key=value pair (missing equal-sign) in Authorization header: '%s'.", echo(pair), echo(h))
 		}
@@ -152,7 +152,3 @@ var unhex = func() (t [256]byte) {
 	}
 	return t
 }()
-
-// hasSpace leaves out line breaks, which no rule on the parameters' values lets
-// through.
-func hasSpace(b []byte) bool { return bytes.IndexByte(b, ' ') >= 0 || bytes.IndexByte(b, '\t') >= 0 }

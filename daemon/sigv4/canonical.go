@@ -55,16 +55,6 @@ func (s *scratch) appendCanonicalRequest(dst []byte, r *Request, list []byte, bo
 	return appendHex(dst, bodyHash)
 }
 
-func appendHex(dst []byte, h *[32]byte) []byte {
-	n := len(dst)
-	dst = append(dst, make([]byte, 64)...)
-	out := (*[64]byte)(dst[n:])
-	for i, c := range h {
-		out[2*i], out[2*i+1] = lowerHex[c>>4], lowerHex[c&0xf]
-	}
-	return dst
-}
-
 // appendPath appends the canonical form of a path as it was sent.
 func appendPath(dst, path []byte) []byte {
 	if len(path) <= 1 && (len(path) == 0 || path[0] == '/') {
@@ -178,6 +168,9 @@ func appendEncoded(dst []byte, c byte) []byte {
 // appendValue appends the canonical form of a header's value.
 func appendValue(dst, v []byte) []byte {
 	v = trimSpace(v)
+	if !hasBlank(v) {
+		return append(dst, v...)
+	}
 	space := false
 	for _, c := range v {
 		if c == '\n' || c == '\r' || space && c == ' ' {
@@ -225,21 +218,4 @@ func trimSpace(b []byte) []byte {
 		b = b[:len(b)-1]
 	}
 	return b
-}
-
-// sameName reports whether a header's name, in any case, is the given lower-case
-// one.
-func sameName(name, lower []byte) bool {
-	if len(name) != len(lower) {
-		return false
-	}
-	for i, c := range name {
-		if 'A' <= c && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		if c != lower[i] {
-			return false
-		}
-	}
-	return true
 }

@@ -76,3 +76,13 @@ func (c Cache) Words() func() []uint64 {
 		return w
 	}
 }
+
+func SameName(name, lower []byte) (fast, plain bool) {
+	return sameName(name, lower), sameNamePlain(name, lower)
+}
+
+func HasBlank(v []byte) (fast, plain bool) { return hasBlank(v), hasBlankPlain(v) }
+
+func AppendHex(h *[32]byte) []byte { return appendHex(nil, h) }
+
+func ParseTime(s string) (int64, bool) { return parseTime([]byte(s)) }
