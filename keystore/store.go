@@ -52,6 +52,7 @@ type Options struct {
 
 	fs     vfs.FS // nil means the machine's
 	noSync bool   // bulk creation in tests
+	tune   func(*pebble.Options)
 }
 
 // A Store is an open store. All methods may be called concurrently, except
@@ -154,6 +155,9 @@ func (s *Store) openDB(o Options) error {
 	opts.EventListener = &pebble.EventListener{
 		BackgroundError: func(err error) { s.log.Error("keystore: background work failed", "error", err) },
 		DiskSlow:        func(i pebble.DiskSlowInfo) { s.log.Warn("keystore: slow disk", "info", i.String()) },
+	}
+	if o.tune != nil {
+		o.tune(opts)
 	}
 	db, err := pebble.Open(o.Dir, opts)
 	switch {
