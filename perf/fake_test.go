@@ -1,0 +1,93 @@
+package perf
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/valyala/fasthttp"
+
+	"keymill/daemon/wire"
+)
+
+// A fake is a server of the few operations that loads need. Its answers have
+// the API's shape and no meaning.
+type fake struct {
+	target Target
+	calls  [256]atomic.Uint64 // by operation
+	fail   func(op wire.Op) (status int, body string)
+
+	mu   sync.Mutex
+	seen map[string]int // bodies of requests, guarded by mu
+}
+
+func newFake(t *testing.T) *fake {
+	t.Helper()
+	f := &fake{seen: make(map[string]int)}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &fasthttp.Server{Handler: f.serve, NoDefaultContentType: true, CloseOnShutdown: true}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		server.Serve(ln)
+	}()
+	t.Cleanup(func() { server.Shutdown(); <-done })
+	f.target = Target{ln.Addr().String(), "us-east-1", Credentials{"AKIAIOSFODNN7EXAMPLE", []byte("secret")}}
+	return f
+}
+
+func (f *fake) serve(ctx *fasthttp.RequestCtx) {
+	op, ok := wire.OpByTarget(ctx.Request.Header.Peek("X-Amz-Target"))
+	if !ok || !bytes.HasPrefix(ctx.Request.Header.Peek("Authorization"), []byte("AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/")) {
+		ctx.Error(`{"__type":"UnknownOperationException"}`, 400)
+		return
+	}
+	f.calls[op].Add(1)
+	f.mu.Lock()
+	f.seen[string(ctx.PostBody())]++
+	f.mu.Unlock()
+	if f.fail != nil {
+		if status, body := f.fail(op); status != 0 {
+			ctx.Error(body, status)
+			return
+		}
+	}
+	var in struct {
+		KeyId                              string
+		Plaintext, CiphertextBlob, Message []byte
+	}
+	if err := json.Unmarshal(ctx.PostBody(), &in); err != nil {
+		ctx.Error(err.Error(), 400)
+		return
+	}
+	var answer interface{ AppendJSON([]byte) []byte }
+	switch op {
+	case wire.OpCreateKey:
+		answer = &wire.CreateKeyResponse{KeyMetadata: &wire.KeyMetadata{KeyId: "1234abcd-12ab-34cd-56ef-1234567890ab"}}
+	case wire.OpGenerateDataKey:
+		answer = &wire.GenerateDataKeyResponse{KeyId: in.KeyId, Plaintext: make([]byte, 32), CiphertextBlob: make([]byte, 150)}
+	case wire.OpEncrypt:
+		answer = &wire.EncryptResponse{KeyId: in.KeyId, CiphertextBlob: append([]byte("sealed:"), in.Plaintext...)}
+	case wire.OpDecrypt:
+		plain, ok := bytes.CutPrefix(in.CiphertextBlob, []byte("sealed:"))
+		if !ok {
+			ctx.Error(`{"__type":"InvalidCiphertextException"}`, 400)
+			return
+		}
+		answer = &wire.DecryptResponse{Plaintext: plain}
+	case wire.OpSign:
+		answer = &wire.SignResponse{KeyId: in.KeyId, Signature: make([]byte, 71)}
+	default:
+		ctx.Error(fmt.Sprintf("%v is not faked", op), 400)
+		return
+	}
+	ctx.SetContentType(contentType)
+	ctx.SetBody(answer.AppendJSON(nil))
+}
