@@ -1,6 +1,8 @@
 package keystore
 
 import (
+	"errors"
+	"io"
 	"os"
 	"syscall"
 
@@ -34,6 +36,17 @@ func (p privateFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.
 
 func (p privateFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	return private(p.FS.ReuseForWrite(old, name, c))
+}
+
+func (p privateFS) Lock(name string) (io.Closer, error) {
+	lock, err := p.FS.Lock(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(name, 0o600); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return lock, nil
 }
 
 func (p privateFS) MkdirAll(dir string, _ os.FileMode) error { return p.FS.MkdirAll(dir, 0o700) }

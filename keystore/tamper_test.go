@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -65,7 +66,7 @@ func reads(s *Store, k *Key, id Identity) map[Kind]func() error {
 // edit opens the storage files without the store and changes records.
 func edit(t *testing.T, fs vfs.FS, change func(db *pebble.DB)) {
 	t.Helper()
-	db, err := pebble.Open("store", &pebble.Options{FS: fs, FormatMajorVersion: pebble.FormatNewest})
+	db, err := pebble.Open("store", &pebble.Options{FS: fs, FormatMajorVersion: pebble.FormatNewest, Logger: silent{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,6 +74,14 @@ func edit(t *testing.T, fs vfs.FS, change func(db *pebble.DB)) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+type silent struct{}
+
+func (silent) Infof(string, ...any)  {}
+func (silent) Errorf(string, ...any) {}
+func (silent) Fatalf(format string, args ...any) {
+	panic(fmt.Sprintf(format, args...))
 }
 
 func rawGet(t *testing.T, db *pebble.DB, key []byte) []byte {

@@ -1,0 +1,240 @@
+package keystore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"keymill/hsm"
+	"keymill/hsm/hsmtest"
+)
+
+// keys commits keys with material and returns their identities.
+func (h *harness) keys(n int) []Identity {
+	h.t.Helper()
+	ids := make([]Identity, n)
+	for i := range ids {
+		k := testKey(byte(i + 1))
+		ids[i] = Identity{account, region, k.Spec, k.ID, 1}
+		m, err := h.SealMaterial(context.Background(), ids[i], []byte(fmt.Sprint("secret ", i)))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		h.commit(func(txn *Txn) { txn.PutKey(k, 0); txn.PutMaterial(m, 0) })
+	}
+	return ids
+}
+
+// block makes the next call of op wait, and returns what lets it go.
+func (h *harness) block(op hsmtest.Op) (release func()) {
+	c := make(chan struct{})
+	h.root.Inject(op, hsmtest.Fault{Block: c})
+	return func() { close(c) }
+}
+
+// TestUnwrapsAreShared: while one unwrap is under way, the callers of one key
+// share one more, and those of several keys travel in one call.
+func TestUnwrapsAreShared(t *testing.T) {
+	h := newHarness(t)
+	ids := h.keys(20)
+	release := h.block(hsmtest.Decrypt)
+	before, items := h.root.Calls(hsmtest.Decrypt), h.root.Items(hsmtest.Decrypt)
+	var wg sync.WaitGroup
+	open := func(i int) {
+		wg.Go(func() {
+			secret, err := h.OpenMaterial(context.Background(), ids[i])
+			if err != nil || string(secret) != fmt.Sprint("secret ", i) {
+				t.Errorf("key %d: %q, %v", i, secret, err)
+			}
+			clear(secret) // each has its own
+		})
+	}
+	open(0)
+	eventually(t, "call", func() bool { return h.root.Calls(hsmtest.Decrypt) == before+1 })
+	for i := range ids {
+		for range 5 {
+			open(i)
+		}
+	}
+	eventually(t, "queue", func() bool {
+		h.unwrap.mu.Lock()
+		defer h.unwrap.mu.Unlock()
+		users := 0
+		h.opens.mu.Lock()
+		for _, f := range h.opens.flights {
+			users += f.users - 1
+		}
+		h.opens.mu.Unlock()
+		return len(h.unwrap.queue) == len(ids)-1 && users == 1+5*len(ids)
+	})
+	release()
+	wg.Wait()
+	if n := h.root.Calls(hsmtest.Decrypt) - before; n != 2 {
+		t.Errorf("%d calls of the root, want 2", n)
+	}
+	if n := h.root.Items(hsmtest.Decrypt) - items; n != len(ids) {
+		t.Errorf("%d unwraps, want %d", n, len(ids))
+	}
+	if len(h.opens.flights) != 0 {
+		t.Errorf("%d flights remain", len(h.opens.flights))
+	}
+}
+
+// TestCallersMayLeave: a caller whose context ends goes; the others get their
+// secret.
+func TestCallersMayLeave(t *testing.T) {
+	h := newHarness(t)
+	ids := h.keys(1)
+	release := h.block(hsmtest.Decrypt)
+	ctx, cancel := context.WithCancel(context.Background())
+	gone, stayed := make(chan error, 1), make(chan error, 1)
+	go func() { _, err := h.OpenMaterial(ctx, ids[0]); gone <- err }()
+	go func() {
+		secret, err := h.OpenMaterial(context.Background(), ids[0])
+		if err == nil && string(secret) != "secret 0" {
+			err = fmt.Errorf("got %q", secret)
+		}
+		stayed <- err
+	}()
+	eventually(t, "both to wait", func() bool {
+		h.opens.mu.Lock()
+		defer h.opens.mu.Unlock()
+		for _, f := range h.opens.flights {
+			return f.users == 3
+		}
+		return false
+	})
+	cancel()
+	if err := <-gone; !errors.Is(err, context.Canceled) {
+		t.Errorf("who left got %v", err)
+	}
+	release()
+	if err := <-stayed; err != nil {
+		t.Error(err)
+	}
+
+	release = h.block(hsmtest.Encrypt)
+	ctx, cancel = context.WithCancel(context.Background())
+	go func() { _, err := h.SealMaterial(ctx, ids[0], []byte("x")); gone <- err }()
+	calls := h.root.Calls(hsmtest.Encrypt)
+	eventually(t, "call", func() bool { return h.root.Calls(hsmtest.Encrypt) > calls-1 && h.wrapBusy() })
+	cancel()
+	if err := <-gone; !errors.Is(err, context.Canceled) {
+		t.Errorf("who left got %v", err)
+	}
+	release()
+	if _, err := h.SealMaterial(ctx, ids[0], nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("with an ended context: %v", err)
+	}
+}
+
+func (h *harness) wrapBusy() bool {
+	h.wrap.mu.Lock()
+	defer h.wrap.mu.Unlock()
+	return h.wrap.running
+}
+
+// TestRootFaults: each row breaks the root; the error passes through, nothing is
+// kept, and the next call works.
+func TestRootFaults(t *testing.T) {
+	h := newHarness(t)
+	ids := h.keys(2)
+	for _, fault := range []hsmtest.Fault{
+		{Err: hsm.ErrTokenMissing},
+		{Err: hsm.ErrTimeout, TookEffect: true},
+		{Err: hsm.ErrBadWrapped, Items: []int{0}},
+	} {
+		h.root.Inject(hsmtest.Decrypt, fault)
+		if secret, err := h.OpenMaterial(context.Background(), ids[0]); !errors.Is(err, fault.Err) || secret != nil {
+			t.Errorf("open: %q, %v, want %v", secret, err, fault.Err)
+		}
+		h.root.Inject(hsmtest.Encrypt, fault)
+		if m, err := h.SealMaterial(context.Background(), ids[0], []byte("x")); !errors.Is(err, fault.Err) || m != nil {
+			t.Errorf("seal: %v, %v, want %v", m, err, fault.Err)
+		}
+		if _, err := h.OpenMaterial(context.Background(), ids[0]); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	}
+}
+
+// TestMaterialBelongsToItsIdentity: material opens for exactly the identity it
+// was sealed for, even when it lies in another's record.
+func TestMaterialBelongsToItsIdentity(t *testing.T) {
+	h := newHarness(t)
+	ids := h.keys(2)
+	wrong := map[string]Identity{}
+	for name, change := range map[string]func(*Identity){
+		"account": func(id *Identity) { id.Account = "111111111111" },
+		"spec":    func(id *Identity) { id.Spec = "HMAC_256" },
+	} {
+		id := ids[0]
+		change(&id)
+		wrong[name] = id
+	}
+	m, err := h.Material(Ref{region, ids[0].ID}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, move := range map[string]func(*Material){
+		"key":     func(m *Material) { m.Ref.ID = ids[1].ID },
+		"version": func(m *Material) { m.Version = 2 },
+	} {
+		moved := *m
+		move(&moved)
+		h.commit(func(txn *Txn) { txn.PutMaterial(&moved, AnyRevision) })
+		id := ids[0]
+		id.ID, id.Version = moved.Ref.ID, moved.Version
+		wrong[name] = id
+	}
+	for name, id := range wrong {
+		if secret, err := h.OpenMaterial(context.Background(), id); !errors.Is(err, ErrTampered) || secret != nil {
+			t.Errorf("another %s: %q, %v", name, secret, err)
+		}
+	}
+	cut := *m
+	cut.Sealed = cut.Sealed[:10]
+	h.commit(func(txn *Txn) { txn.PutMaterial(&cut, AnyRevision) })
+	if _, err := h.OpenMaterial(context.Background(), ids[0]); !errors.Is(err, ErrTampered) {
+		t.Errorf("cut: %v", err)
+	}
+	if _, err := h.OpenMaterial(context.Background(), Identity{}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("no identity: %v", err)
+	}
+}
+
+// TestSecretsAreWiped looks at the buffers after their time.
+func TestSecretsAreWiped(t *testing.T) {
+	h := newHarness(t)
+	ids := h.keys(1)
+	var seen [][]byte
+	spy := newCombiner(func(ctx context.Context, id hsm.DomainKeyID, items []hsm.Item) {
+		h.root.Decrypt(ctx, id, items)
+		for _, it := range items {
+			seen = append(seen, it.Out)
+		}
+	})
+	h.unwrap = spy
+	secret, err := h.OpenMaterial(context.Background(), ids[0])
+	if err != nil || string(secret) != "secret 0" {
+		t.Fatal(secret, err)
+	}
+	if len(seen) != 1 || !bytes.Equal(seen[0], make([]byte, hsm.KEKSize)) {
+		t.Error("the key-encryption key was not wiped")
+	}
+	txn := h.NewTxn()
+	txn.PutAccessKey(&AccessKey{ID: "AKIA", Account: account, PrincipalID: "p", Secret: []byte("very secret")}, 0)
+	plain := txn.plain[0]
+	if !bytes.Contains(plain, []byte("very secret")) {
+		t.Fatal("the test looks in the wrong place")
+	}
+	if _, err := txn.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(plain, []byte("secret")) {
+		t.Error("the encoded access key was not wiped")
+	}
+}
