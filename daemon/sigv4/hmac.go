@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
-	"hash/maphash"
 )
 
 // HMAC-SHA-256 over one buffer that is reused: crypto/hmac allocates its state,
@@ -106,9 +105,3 @@ func (h *hmacBuffer) derive(dst *keyWords, secret, date []byte, region, service 
 //
 //go:noinline
 func wipe(b []byte) { clear(b) }
-
-// hashKey mixes what names a signing key.
-func hashKey(seed maphash.Seed, accessKeyID string, date uint64, region string) uint64 {
-	h := maphash.String(seed, accessKeyID) ^ (date * 0x9e3779b97f4a7c15)
-	return (h<<31 | h>>33) ^ maphash.String(seed, region)
-}

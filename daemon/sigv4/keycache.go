@@ -87,6 +87,12 @@ func (c *keyCache) set(accessKeyID, region string, date uint64) *keySet {
 	return &c.sets[hashKey(c.seed, accessKeyID, date, region)&uint64(len(c.sets)-1)]
 }
 
+// hashKey mixes what names a signing key.
+func hashKey(seed maphash.Seed, accessKeyID string, date uint64, region string) uint64 {
+	h := maphash.String(seed, accessKeyID) ^ (date * 0x9e3779b97f4a7c15)
+	return (h<<31 | h>>33) ^ maphash.String(seed, region)
+}
+
 // get copies a key into dst; it reports whether it was there.
 func (c *keyCache) get(dst *keyWords, cred *Credential, region string, date uint64) bool {
 	set := c.set(cred.AccessKeyID, region, date)
