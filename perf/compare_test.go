@@ -24,6 +24,8 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Println(ln.Addr())
 		ServeBare(ln, 417)
+	case "keymill":
+		fmt.Fprintln(os.Stderr, serveAsKeymill(os.Args[1:]))
 	case "broken":
 		fmt.Fprintln(os.Stderr, "no store here")
 	}
@@ -79,6 +81,39 @@ func TestCompareWithBare(t *testing.T) {
 	}
 	if _, err := Compare(t.Context(), server, bare, op, bodies, 2, Settings{Rounds: 1, Duration: time.Millisecond}); err == nil || !strings.Contains(err.Error(), "bare server: connection 1 of 2") {
 		t.Errorf("comparison with a server that is gone: %v", err)
+	}
+}
+
+func TestStartKeymill(t *testing.T) {
+	dir := t.TempDir()
+	script := filepath.Join(dir, "keymill")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\nPERF_TEST_CHILD=keymill exec \"$TEST_BINARY\" \"$@\"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TEST_BINARY", os.Args[0])
+	s, err := StartKeymill(t.Context(), KeymillOptions{Binary: script, Dir: filepath.Join(dir, "data"), Region: "eu-west-1", Flags: []string{"--log-level", "warn"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Stop()
+	c, err := Dial(t.Context(), s.Target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	op, _ := OperationByName("Decrypt")
+	if _, err := op.Prepare(t.Context(), c); err != nil {
+		t.Error(err)
+	}
+	if cpu, err := s.Process.CPU(); err != nil || cpu <= 0 {
+		t.Errorf("CPU time %v, %v", cpu, err)
+	}
+	if output, ended := s.Ended(); ended {
+		t.Errorf("ended%s", output)
+	}
+	s.Stop()
+	if _, ended := s.Ended(); !ended {
+		t.Error("not ended after Stop")
 	}
 }
 

@@ -3,8 +3,11 @@ package perf
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -27,11 +30,11 @@ type fake struct {
 
 func newFake(t *testing.T) *fake {
 	t.Helper()
-	f := &fake{seen: make(map[string]int)}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	f := &fake{seen: make(map[string]int)}
 	server := &fasthttp.Server{Handler: f.serve, NoDefaultContentType: true, CloseOnShutdown: true}
 	done := make(chan struct{})
 	go func() {
@@ -90,4 +93,40 @@ func (f *fake) serve(ctx *fasthttp.RequestCtx) {
 	}
 	ctx.SetContentType(contentType)
 	ctx.SetBody(answer.AppendJSON(nil))
+}
+
+// serveAsKeymill is a fake with the command line of keymill serve. It is ready
+// when asked for the third time.
+func serveAsKeymill(args []string) error {
+	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	listen := flags.String("listen", "", "")
+	admin := flags.String("admin-listen", "", "")
+	data := flags.String("data", "", "")
+	region := flags.String("region", "", "")
+	quotas := flags.String("quota-profile", "", "")
+	extra := flags.String("log-level", "", "")
+	if len(args) == 0 || args[0] != "serve" {
+		return fmt.Errorf("no serve in %q", args)
+	}
+	if err := flags.Parse(args[1:]); err != nil {
+		return err
+	}
+	if *quotas != "none" || *region != "eu-west-1" || *extra != "warn" {
+		return fmt.Errorf("unexpected flags: %q", args)
+	}
+	if err := os.Mkdir(*data, 0o700); err != nil {
+		return err
+	}
+	const credentials = "[default]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = secret\n"
+	if err := os.WriteFile(filepath.Join(*data, "credentials"), []byte(credentials), 0o600); err != nil {
+		return err
+	}
+	var asked atomic.Int32
+	go fasthttp.ListenAndServe(*admin, func(ctx *fasthttp.RequestCtx) {
+		if string(ctx.Path()) != "/readyz" || asked.Add(1) < 3 {
+			ctx.SetStatusCode(503)
+		}
+	})
+	f := &fake{seen: make(map[string]int)}
+	return fasthttp.ListenAndServe(*listen, f.serve)
 }
