@@ -28,7 +28,7 @@ type exchange struct {
 	auth    sigv4.Result
 	signed  sigv4.Request
 	dec     wire.Decoder
-	inputs  [opCount]wire.Input // one per operation, made on first use
+	inputs  [wire.NumOps + 1]wire.Input // one per operation, made on first use
 	in      wire.Input
 
 	violations wire.Violations

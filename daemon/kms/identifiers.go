@@ -59,14 +59,18 @@ func (x *exchange) resolve(text string, forms identifierForms) (*keyView, error)
 // splitARN checks the parts of a KMS ARN that say where it belongs and returns
 // its account and resource.
 func (x *exchange) splitARN(arn string) (account, resource string, err error) {
-	parts := strings.SplitN(arn, ":", 6)
-	if len(parts) != 6 || parts[2] != "kms" || parts[5] == "" {
+	_, rest, _ := strings.Cut(arn, ":")
+	partition, rest, _ := strings.Cut(rest, ":")
+	service, rest, _ := strings.Cut(rest, ":")
+	region, rest, _ := strings.Cut(rest, ":")
+	account, resource, _ = strings.Cut(rest, ":")
+	if service != "kms" || resource == "" {
 		return "", "", wire.NewError(wire.InvalidArnException, "Invalid arn %s", arn)
 	}
-	if parts[1] != Partition(x.region) || parts[3] != x.region {
-		return "", "", wire.NewError(wire.NotFoundException, "Invalid arn %s", parts[3])
+	if partition != Partition(x.region) || region != x.region {
+		return "", "", wire.NewError(wire.NotFoundException, "Invalid arn %s", region)
 	}
-	return parts[4], parts[5], nil
+	return account, resource, nil
 }
 
 // resolveAlias finds the key that an alias points to.

@@ -13,7 +13,7 @@ import (
 // are one atomic addition; errors go through a map that grows to the few codes
 // there are.
 type counters struct {
-	ok     [opCount]atomic.Uint64
+	ok     [wire.NumOps + 1]atomic.Uint64
 	errors sync.Map // counterName -> *atomic.Uint64
 }
 

@@ -247,18 +247,23 @@ func (x *exchange) answer(err error) {
 		e := x.wireError(err)
 		status, code = e.Status, e.Code
 		x.wipeOut()
-		x.out = e.AppendJSON(x.out[:0])
+		x.out = e.AppendJSON(x.out)
 	}
 	x.svc.counts.add(x.row, code)
 	resp.SetStatusCode(status)
 	resp.Header.SetContentType(wire.ContentType)
 	resp.Header.SetBytesV("x-amzn-RequestId", x.id[:])
-	// The connection gets this buffer and gives its own in exchange: no copy.
-	x.out = resp.SwapBody(x.out)[:0]
+	// The connection gets this buffer and gives one in exchange: no copy. What it
+	// gives may have been the body of an earlier answer.
+	x.out = resp.SwapBody(x.out)
+	x.wipeOut()
 }
 
-// wipeOut clears an answer that is not sent: it may hold plaintext.
-func (x *exchange) wipeOut() { clear(x.out[:cap(x.out)]) }
+// wipeOut clears a body that is not sent, or was: it may hold plaintext.
+func (x *exchange) wipeOut() {
+	clear(x.out[:cap(x.out)])
+	x.out = x.out[:0]
+}
 
 // wireError maps whatever went wrong to what the caller is told. Causes that
 // are not the caller's go to the log under the request id.

@@ -24,9 +24,6 @@ type operation struct {
 	run func(x *exchange) error
 }
 
-// opCount is the number of operations and of OpInvalid.
-const opCount = int(wire.OpVerifyMac) + 1
-
 // operations is indexed by wire.Op; rows that are not written out below exist in
 // the service model and are not available yet.
 var operations = table([]operation{
@@ -64,7 +61,7 @@ var operations = table([]operation{
 	{op: wire.OpVerifyMac, key: byAlias(func(in *wire.VerifyMacRequest) string { return in.KeyId }), states: cryptography, usage: engine.GenerateVerifyMAC, run: with(verifyMac)},
 })
 
-func table(rows []operation) (t [opCount]operation) {
+func table(rows []operation) (t [wire.NumOps + 1]operation) {
 	for op := range t {
 		t[op] = operation{op: wire.Op(op)}
 	}
