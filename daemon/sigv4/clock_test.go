@@ -8,9 +8,13 @@ import (
 	"keymill/daemon/sigv4"
 )
 
-// Every date a header can spell, against the time package.
+// The edges of every month, in years around all the rules on leap years, against
+// the time package.
 func TestParseTime(t *testing.T) {
 	for year := range 10000 {
+		if year > 8 && year < 9990 && (year < 1895 || year > 2105) && year%100 > 0 {
+			continue
+		}
 		for month := range 14 {
 			// The first and last days of a month, and what lies beyond.
 			for _, day := range []int{0, 1, 15, 28, 29, 30, 31, 32} {
