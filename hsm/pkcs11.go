@@ -1,0 +1,543 @@
+//go:build cgo
+
+package hsm
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/miekg/pkcs11"
+
+	"keymill/hsm/arena"
+)
+
+// pkcs11Root is the root of trust in a token.
+type pkcs11Root struct {
+	cfg   PKCS11Config // immutable
+	t     *token
+	pool  *pool
+	kind  kind // of new domain keys; immutable
+	rng   bool // the token supplies random bytes; immutable
+	about Info // immutable part of Info
+
+	closeOnce sync.Once
+}
+
+// OpenPKCS11 opens the root of trust in a PKCS#11 token: it loads the module, finds the
+// token, logs in, and chooses a mechanism by a self test. The error says which of these
+// failed and what would help; [Inspect] tells more.
+func OpenPKCS11(cfg PKCS11Config) (Root, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	r := &pkcs11Root{cfg: cfg}
+	_, err := within(cfg.StartTimeout, "opening "+cfg.tokenName(), func() (struct{}, error) {
+		return struct{}{}, r.start()
+	}, func(struct{}) { r.Close() })
+	if err != nil {
+		return nil, fmt.Errorf("couldn't open the HSM: %w", err)
+	}
+	return r, nil
+}
+
+// start does everything that enters the module.
+func (r *pkcs11Root) start() (err error) {
+	m, err := openModule(r.cfg.Module)
+	if err != nil {
+		return err
+	}
+	r.t = newToken(m, &r.cfg)
+	var open []*session
+	defer func() {
+		if err != nil {
+			for _, s := range open {
+				s.close()
+			}
+			m.release(true)
+		}
+	}()
+	st, err := r.t.find()
+	if err != nil {
+		return err
+	}
+	first := newSession(r.t, func() {})
+	if err := first.ensure(); err != nil {
+		return err
+	}
+	open = append(open, first)
+	found, err := first.discover(st.slot)
+	if err != nil {
+		return err
+	}
+	if !found.ok {
+		return fmt.Errorf("%w: %s:\n%s", ErrMechanism, r.cfg.tokenName(), found.why())
+	}
+	r.kind = found.kind
+	r.t.methods[found.kind].Store(&found.method)
+	r.rng = st.Flags&pkcs11.CKF_RNG != 0
+	// Sessions are opened now, so that a token with few of them is known as one. One
+	// stays free for creating domain keys, which needs a read-write session.
+	for len(open) < r.cfg.Sessions+1 {
+		s := newSession(r.t, func() {})
+		if err := s.ensure(); err != nil {
+			if isCKR(err, pkcs11.CKR_SESSION_COUNT) {
+				break
+			}
+			return err
+		}
+		open = append(open, s)
+	}
+	if len(open) > 1 {
+		open[len(open)-1].close()
+		open = open[:len(open)-1]
+	}
+	r.about = r.describe(m, st, found.method)
+	if len(open) < r.cfg.Sessions {
+		r.about.Notices = append(r.about.Notices, fmt.Sprintf("the token gives %d sessions of the %d asked for", len(open), r.cfg.Sessions))
+	}
+	ready := slices.Clone(open)
+	r.pool = newPool(len(ready), r.cfg.Timeout, r.cfg.Logger, func(w *worker) conn {
+		// Called with the pool's mu held, so ready needs no lock.
+		if len(ready) == 0 {
+			return newSession(r.t, w.tick)
+		}
+		s := ready[0]
+		ready = ready[1:]
+		s.tick = w.tick
+		return s
+	})
+	return nil
+}
+
+func (r *pkcs11Root) describe(m *module, st slotToken, chosen method) Info {
+	info := Info{
+		Kind: KindPKCS11, Location: m.path, Token: st.Label, Serial: st.SerialNumber,
+		Model: strings.TrimSpace(st.ManufacturerID + " " + st.Model), Mechanism: chosen.String(),
+		Random: "token and operating system, combined", Notices: notices(st.Flags),
+	}
+	if !r.rng {
+		info.Random = "operating system (the token has no generator)"
+	}
+	if lib, err := m.GetInfo(); err == nil {
+		info.Library = libraryName(lib)
+	}
+	if schemeKind(chosen.scheme) == kindRSA {
+		info.Notices = append(info.Notices, "the token encrypts key-encryption keys with RSA: whoever has its public key can make new ones, and unwrapping is slow")
+	}
+	return info
+}
+
+func libraryName(i pkcs11.Info) string {
+	return fmt.Sprintf("%s %s %d.%d (PKCS#11 %d.%d)", strings.TrimRight(i.ManufacturerID, " \x00"), strings.TrimRight(i.LibraryDescription, " \x00"),
+		i.LibraryVersion.Major, i.LibraryVersion.Minor, i.CryptokiVersion.Major, i.CryptokiVersion.Minor)
+}
+
+// discovery is the outcome of the search for a mechanism.
+type discovery struct {
+	kind   kind
+	method method
+	ok     bool
+	rows   []Candidate
+}
+
+// why explains a search that found nothing.
+func (d discovery) why() string {
+	var b strings.Builder
+	for _, r := range d.rows {
+		fmt.Fprintf(&b, "  %s: %s\n", r.Method, r.Reason)
+	}
+	b.WriteString("  enable AES key generation and AES-GCM (or AES-CBC) on the token, e.g. by leaving a mode that restricts it to other algorithms")
+	return b.String()
+}
+
+// discover asks the token what it has and tries it with keys that are gone afterwards.
+func (s *session) discover(slot uint) (discovery, error) {
+	offers, err := s.offers(slot)
+	if err != nil {
+		return discovery{}, err
+	}
+	var d discovery
+	for k, generator := range [numKinds]uint{kindAES: pkcs11.CKM_AES_KEY_GEN, kindRSA: pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN} {
+		var rows []Candidate
+		switch _, can := offers[generator]; {
+		case d.ok:
+			rows = allRows(kind(k), offers, "not needed")
+		case !can:
+			rows = allRows(kind(k), offers, "the token cannot generate a key for it")
+		default:
+			err = s.withScratch(kind(k), func(key domainKey) (err error) {
+				d.kind = kind(k)
+				d.method, d.ok, rows, err = s.choose(key, offers)
+				return err
+			})
+			if err != nil && Classify(err) != Fatal {
+				return discovery{}, err
+			}
+			if err != nil {
+				rows = allRows(kind(k), offers, "the token refuses to generate a key for it: "+err.Error())
+			}
+		}
+		d.rows = append(d.rows, rows...)
+	}
+	return d, nil
+}
+
+func allRows(k kind, offers map[uint]pkcs11.MechanismInfo, reason string) []Candidate {
+	var rows []Candidate
+	for _, m := range candidates[k] {
+		_, offered := offers[mechanismOf(m.scheme)]
+		rows = append(rows, Candidate{Method: m.String(), Offered: offered, Reason: reason})
+	}
+	return rows
+}
+
+// offers returns the token's mechanisms of interest.
+func (s *session) offers(slot uint) (map[uint]pkcs11.MechanismInfo, error) {
+	s.tick()
+	list, err := s.m.GetMechanismList(slot)
+	if err != nil {
+		return nil, tokenError("C_GetMechanismList", err)
+	}
+	offers := map[uint]pkcs11.MechanismInfo{}
+	for _, mech := range list {
+		if !slices.ContainsFunc(mechanismsOfInterest, func(i namedMechanism) bool { return i.mechanism == mech.Mechanism }) {
+			continue
+		}
+		info, err := s.m.GetMechanismInfo(slot, []*pkcs11.Mechanism{mech})
+		if err != nil {
+			continue // listed, but not to be had
+		}
+		offers[mech.Mechanism] = info
+	}
+	return offers, nil
+}
+
+// method returns the method for a domain key; for a kind that was not tried at the
+// start (an RSA domain key of before a firmware update) it is found with that very key.
+func (s *session) method(k domainKey) (method, error) {
+	if m := s.t.methods[k.kind].Load(); m != nil {
+		return *m, nil
+	}
+	st, err := s.t.find()
+	if err != nil {
+		return method{}, err
+	}
+	offers, err := s.offers(st.slot)
+	if err != nil {
+		return method{}, err
+	}
+	m, ok, rows, err := s.choose(k, offers)
+	if err != nil {
+		return method{}, err
+	}
+	if !ok {
+		return method{}, fmt.Errorf("%w: domain key %s:\n%s", ErrMechanism, k.id, discovery{rows: rows}.why())
+	}
+	s.t.methods[k.kind].Store(&m)
+	return m, nil
+}
+
+// wrapVerified wraps a KEK and decrypts the result again: a wrapped form that does not
+// open is the loss of a customer's key, found years later. Wrapping happens once per
+// key version, so the second call is cheap insurance.
+func (s *session) wrapVerified(k domainKey, kek []byte) ([]byte, error) {
+	m, err := s.method(k)
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.wrap(k, m, kek)
+	if err != nil {
+		return nil, err
+	}
+	w, err := parseWrapped(out)
+	if err != nil {
+		return nil, err
+	}
+	back, err := s.unwrap(k, w)
+	if err != nil && Classify(err) == NewSession {
+		return nil, err
+	}
+	same := subtle.ConstantTimeCompare(back, kek) == 1
+	arena.Wipe(back)
+	if err != nil || !same {
+		return nil, fmt.Errorf("%w: what it encrypted does not decrypt to the same key (%v)", ErrDevice, err)
+	}
+	return out, nil
+}
+
+// unwrapVerdict unwraps a KEK and decides whether an ambiguous failure is the
+// ciphertext's fault or the device's: it is the ciphertext's when it fails twice and
+// another one, made on the spot, opens.
+func (s *session) unwrapVerdict(k domainKey, w wrapped) ([]byte, error) {
+	isAmbiguous := func(err error) bool {
+		var d errDecrypt
+		return errors.As(err, &d) && ambiguous(err)
+	}
+	kek, err := s.unwrap(k, w)
+	if !isAmbiguous(err) {
+		return kek, err
+	}
+	if kek, err = s.unwrap(k, w); !isAmbiguous(err) {
+		return kek, err
+	}
+	probe := make([]byte, KEKSize)
+	rand.Read(probe)
+	if _, perr := s.wrapVerified(k, probe); perr != nil {
+		return nil, perr
+	}
+	return nil, fmt.Errorf("%w (the token says: %v)", ErrBadWrapped, err)
+}
+
+func (r *pkcs11Root) CreateDomainKey(ctx context.Context) (DomainKeyID, error) {
+	var id DomainKeyID
+	err := r.once(ctx, func(s *session) (err error) {
+		id, err = r.createIn(s)
+		return err
+	})
+	if err != nil {
+		return DomainKeyID{}, fmt.Errorf("couldn't create a domain key: %w", err)
+	}
+	return id, nil
+}
+
+// createIn makes a token object and uses it once before anything depends on it.
+func (r *pkcs11Root) createIn(s *session) (id DomainKeyID, err error) {
+	rand.Read(id[:])
+	rw, err := s.t.openSession(true)
+	if err != nil {
+		return id, err
+	}
+	defer s.t.closeSession(rw)
+	k, err := s.generate(rw, r.kind, id, true)
+	if err != nil {
+		return id, err
+	}
+	err = s.checkAttributes(k)
+	if err == nil {
+		// By its ID, as every later use will find it.
+		k, err = s.key(id)
+	}
+	if err == nil {
+		probe := make([]byte, KEKSize)
+		rand.Read(probe)
+		_, err = s.wrapVerified(k, probe)
+	}
+	if err != nil {
+		delete(s.keys, id)
+		return id, errors.Join(err, s.destroy(rw, k))
+	}
+	return id, nil
+}
+
+func (r *pkcs11Root) CheckDomainKey(ctx context.Context, id DomainKeyID) error {
+	return r.once(ctx, func(s *session) error {
+		delete(s.keys, id) // look again: this is the question
+		_, err := s.key(id)
+		return err
+	})
+}
+
+// once runs f in one session. f's results must be written through variables that are
+// only read when once returns nil.
+func (r *pkcs11Root) once(ctx context.Context, f func(*session) error) error {
+	if ctx.Err() != nil {
+		return contextError(ctx)
+	}
+	var err error
+	j := newJob(func(w *worker) {
+		s := w.conn.(*session)
+		err = s.try(func() error { return f(s) })
+	}, func() {})
+	if derr := r.pool.do(ctx, j); derr != nil {
+		return derr
+	}
+	return err
+}
+
+func (r *pkcs11Root) Encrypt(ctx context.Context, id DomainKeyID, items []Item) {
+	r.batch(ctx, id, items, func(s *session, k domainKey, kek []byte) ([]byte, error) {
+		if err := s.t.spend(id, 1); err != nil {
+			return nil, err
+		}
+		return s.wrapVerified(k, kek)
+	}, func(in []byte) error {
+		if len(in) != KEKSize {
+			return ErrBadItem
+		}
+		return nil
+	})
+}
+
+func (r *pkcs11Root) Decrypt(ctx context.Context, id DomainKeyID, items []Item) {
+	r.batch(ctx, id, items, func(s *session, k domainKey, in []byte) ([]byte, error) {
+		w, err := parseWrapped(in)
+		if err != nil {
+			return nil, err
+		}
+		return s.unwrapVerdict(k, w)
+	}, func(in []byte) error {
+		_, err := parseWrapped(in)
+		return err
+	})
+}
+
+// batch spreads the items that pass check over the sessions, evenly, and waits for all.
+func (r *pkcs11Root) batch(ctx context.Context, id DomainKeyID, items []Item,
+	do func(*session, domainKey, []byte) ([]byte, error), check func([]byte) error) {
+	if ctx.Err() != nil {
+		failAll(items, contextError(ctx))
+		return
+	}
+	var good []*Item
+	for i := range items {
+		it := &items[i]
+		it.Out = nil
+		if it.Err = check(it.In); it.Err == nil {
+			good = append(good, it)
+		}
+	}
+	parts := min(r.pool.size, len(good))
+	var wg sync.WaitGroup
+	for p := range parts {
+		part := good[p*len(good)/parts : (p+1)*len(good)/parts]
+		if p == parts-1 {
+			r.part(ctx, id, part, do) // the last one on our own goroutine
+			break
+		}
+		wg.Go(func() { r.part(ctx, id, part, do) })
+	}
+	wg.Wait()
+}
+
+// part works through some items in one session. The worker gets copies of the inputs
+// and writes to a slice of its own, because it may still be at it when the caller has
+// left; both are wiped.
+func (r *pkcs11Root) part(ctx context.Context, id DomainKeyID, items []*Item,
+	do func(*session, domainKey, []byte) ([]byte, error)) {
+	own := make([]Item, len(items))
+	for i, it := range items {
+		own[i].In = slices.Clone(it.In)
+	}
+	j := newJob(func(w *worker) {
+		workThrough(w.conn.(*session), id, own, do)
+	}, func() {
+		for i := range own {
+			arena.Wipe(own[i].Out)
+		}
+	})
+	if err := r.pool.do(ctx, j); err != nil {
+		for _, it := range items {
+			it.Err = err
+		}
+		return
+	}
+	for i, it := range items {
+		it.Out, it.Err = own[i].Out, own[i].Err
+	}
+}
+
+// workThrough runs on the worker's goroutine. Once the token itself has failed, the
+// rest of the items fail with it: each would only wait for the same answer.
+func workThrough(s *session, id DomainKeyID, items []Item, do func(*session, domainKey, []byte) ([]byte, error)) {
+	var broken error
+	for i := range items {
+		it := &items[i]
+		if broken != nil {
+			it.Err = broken
+			arena.Wipe(it.In)
+			continue
+		}
+		it.Err = s.try(func() error {
+			k, err := s.key(id)
+			if err == nil {
+				it.Out, err = do(s, k, it.In)
+			}
+			return err
+		})
+		if it.Err != nil && Classify(it.Err) != Fatal {
+			broken = it.Err
+		}
+		arena.Wipe(it.In)
+	}
+}
+
+// randomChunk is how much is asked of a token at once; some allow 1024 bytes.
+const randomChunk = 1024
+
+// Random combines the token's bytes with the operating system's by exclusive or, so that
+// the result is at least as good as the better of the two.
+func (r *pkcs11Root) Random(ctx context.Context, bufs [][]byte) error {
+	for _, b := range bufs {
+		rand.Read(b)
+	}
+	if !r.rng {
+		return nil
+	}
+	total := 0
+	for _, b := range bufs {
+		total += len(b)
+	}
+	drawn := make([]byte, total)
+	var err error
+	j := newJob(func(w *worker) {
+		s := w.conn.(*session)
+		err = s.try(func() error { return s.random(drawn) })
+	}, func() { arena.Wipe(drawn) })
+	derr := contextError(ctx)
+	if derr == nil {
+		derr = r.pool.do(ctx, j)
+	}
+	if derr == nil && err == nil {
+		rest := drawn
+		for _, b := range bufs {
+			subtle.XORBytes(b, b, rest[:len(b)])
+			rest = rest[len(b):]
+		}
+		arena.Wipe(drawn)
+		return nil
+	}
+	for _, b := range bufs {
+		arena.Wipe(b)
+	}
+	if derr != nil {
+		return derr
+	}
+	return err
+}
+
+// random fills b from the token.
+func (s *session) random(b []byte) error {
+	for len(b) > 0 {
+		s.tick()
+		n := min(len(b), randomChunk)
+		some, err := s.m.GenerateRandom(s.sh, n)
+		if err != nil {
+			return tokenError("C_GenerateRandom", err)
+		}
+		copy(b, some)
+		arena.Wipe(some)
+		b = b[n:]
+	}
+	return nil
+}
+
+func (r *pkcs11Root) Info() Info {
+	info := r.about
+	info.Notices = slices.Clone(info.Notices)
+	info.Sessions, info.Stuck = int(r.pool.live.Load()), int(r.pool.stuck.Load())
+	if info.Stuck > 0 {
+		info.Notices = append(info.Notices, fmt.Sprintf("%d calls hang in the module", info.Stuck))
+	}
+	return info
+}
+
+func (r *pkcs11Root) Close() error {
+	r.closeOnce.Do(func() { r.t.m.release(r.pool.close()) })
+	return nil
+}
