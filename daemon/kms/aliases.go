@@ -144,8 +144,7 @@ func deleteAlias(x *exchange, in *wire.DeleteAliasRequest) error {
 		}
 		t := s.store.NewTxn()
 		t.DeleteAlias(a)
-		_, err = t.Commit(x.context())
-		if errors.Is(err, keystore.ErrConflict) {
+		if err = commit(t); errors.Is(err, keystore.ErrConflict) {
 			continue
 		}
 		s.aliases.Invalidate(name)

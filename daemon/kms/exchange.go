@@ -12,6 +12,7 @@ import (
 	"keymill/daemon/wire"
 	"keymill/engine"
 	"keymill/hsm/arena"
+	"keymill/keystore"
 )
 
 // An exchange is one request and its answer. It belongs to the connection's
@@ -89,10 +90,6 @@ func (x *exchange) end() {
 	}
 }
 
-// context bounds what an operation may wait for: the store's sync and the root
-// of trust. The request's own context has no deadline.
-func (x *exchange) context() context.Context { return x.ctx }
-
 // newRequestID draws a version 4 UUID. It names a request in answers and logs
 // and guards nothing, so the runtime's generator will do.
 func (x *exchange) newRequestID() {
@@ -145,10 +142,10 @@ func (x *exchange) opsFor(op *engine.Op) []engine.Op {
 // warm loads cold material and runs ops again. A handle can be purged between
 // the two (its place in the cache went to another key), hence the few tries.
 func (x *exchange) warm(v *keyView, ops []engine.Op) error {
-	ctx, cancel := context.WithTimeout(context.Background(), warmTimeout)
+	ctx, cancel := waitForRoot()
 	defer cancel()
 	for range 4 {
-		if err := v.handle.Warm(ctx, ops); err != nil {
+		if err := v.handle.Warm(ctx, ops); err != nil && err != engine.ErrPurged {
 			return err
 		}
 		v.handle.Do(ops)
@@ -159,6 +156,20 @@ func (x *exchange) warm(v *keyView, ops []engine.Op) error {
 	return errBusy
 }
 
-// warmTimeout bounds the wait for the root of trust; AWS KMS answers
+// rootTimeout bounds the wait for the root of trust; AWS KMS answers
 // DependencyTimeoutException then, which every SDK retries.
-const warmTimeout = 10 * time.Second
+const rootTimeout = 10 * time.Second
+
+// waitForRoot returns the context of a call to the root of trust. It does not
+// descend from the request's, which ends when the daemon stops: what is in
+// flight then is finished.
+func waitForRoot() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), rootTimeout)
+}
+
+// commit makes a transaction durable. There is nothing to gain by giving up on
+// one: the outcome would be unknown.
+func commit(t *keystore.Txn) error {
+	_, err := t.Commit(context.Background())
+	return err
+}

@@ -79,7 +79,9 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 		CurrentVersion: 1,
 		PublicKey:      public,
 	}
-	material, err := x.svc.store.SealMaterial(x.context(), keystore.Identity{
+	ctx, cancel := waitForRoot()
+	defer cancel()
+	material, err := x.svc.store.SealMaterial(ctx, keystore.Identity{
 		Account: rec.Account, Region: rec.Region, Spec: rec.Spec, ID: rec.ID, Version: 1,
 	}, secret)
 	if err != nil {
@@ -93,7 +95,7 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 	if len(tags) > 0 {
 		t.PutTags(ref, tags, 0)
 	}
-	if _, err := t.Commit(x.context()); err != nil {
+	if err := commit(t); err != nil {
 		return err
 	}
 	x.svc.dropView(ref)

@@ -183,8 +183,7 @@ func (x *exchange) updateKey(v *keyView, change func(k *keystore.Key, t *keystor
 			return err
 		}
 		t.PutKey(&next, rec.Revision)
-		_, err = t.Commit(x.context())
-		if errors.Is(err, keystore.ErrConflict) {
+		if err = commit(t); errors.Is(err, keystore.ErrConflict) {
 			continue
 		}
 		s.dropView(v.ref)

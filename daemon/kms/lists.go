@@ -2,6 +2,7 @@ package kms
 
 import (
 	"encoding/base64"
+	"errors"
 	"strings"
 
 	"keymill/daemon/wire"
@@ -103,14 +104,16 @@ func listAliases(x *exchange, in *wire.ListAliasesRequest) error {
 	}
 	resp := wire.ListAliasesResponse{Aliases: make([]wire.AliasListEntry, 0, len(found)), Truncated: wire.Some(more)}
 	for _, a := range found {
-		target, err := x.svc.view(keystore.Ref{Region: a.Region, ID: a.Target})
-		if err != nil {
+		target, err := x.svc.store.Key(keystore.Ref{Region: a.Region, ID: a.Target})
+		if errors.Is(err, keystore.ErrNotFound) {
+			continue // deleted since the page was read
+		} else if err != nil {
 			return err
 		}
 		resp.Aliases = append(resp.Aliases, wire.AliasListEntry{
 			AliasName:       a.Name,
 			AliasArn:        aliasARN(a.Region, a.Account, a.Name),
-			TargetKeyId:     target.idText,
+			TargetKeyId:     engine.KeyID{ID: target.ID, MultiRegion: target.MultiRegion}.String(),
 			CreationDate:    timestamp(a.Created),
 			LastUpdatedDate: timestamp(a.Updated),
 		})

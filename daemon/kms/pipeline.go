@@ -73,7 +73,7 @@ func (x *exchange) route() error {
 	x.signed.Headers = x.headers
 	x.signed.Body = req.Body()
 
-	if ct := mediaType(x.header("content-type")); string(ct) != wire.ContentType {
+	if ct := mediaType(x.header("content-type")); !equalFold(ct, wire.ContentType) {
 		return wire.NewError(wire.UnknownOperationException, "Requests to this endpoint have the Content-Type %s, not %q.", wire.ContentType, clip(ct)).WithStatus(fasthttp.StatusUnsupportedMediaType)
 	}
 	target := x.header("x-amz-target")
@@ -119,7 +119,7 @@ func (x *exchange) readHeaders(raw []byte) {
 // header returns the value of the first header of that lower-case name, trimmed.
 func (x *exchange) header(name string) []byte {
 	for i := range x.headers {
-		if h := &x.headers[i]; len(h.Name) == len(name) && equalFold(h.Name, name) {
+		if h := &x.headers[i]; equalFold(h.Name, name) {
 			return bytes.TrimSpace(h.Value)
 		}
 	}
@@ -128,6 +128,9 @@ func (x *exchange) header(name string) []byte {
 
 // equalFold compares ASCII without regard to case; lower is lower-case.
 func equalFold(b []byte, lower string) bool {
+	if len(b) != len(lower) {
+		return false
+	}
 	for i := range b {
 		c := b[i]
 		if 'A' <= c && c <= 'Z' {
@@ -140,9 +143,10 @@ func equalFold(b []byte, lower string) bool {
 	return true
 }
 
+// mediaType returns a Content-Type without its parameters.
 func mediaType(ct []byte) []byte {
 	ct, _, _ = bytes.Cut(ct, []byte{';'})
-	return bytes.ToLower(bytes.TrimSpace(ct))
+	return bytes.TrimSpace(ct)
 }
 
 // presigned tells whether a query carries a signature, so that the signature
