@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"keymill/daemon/kms"
 )
 
 // Defaults of a [Config], each with the reason for its value.
@@ -43,7 +45,7 @@ const (
 )
 
 // AllRegions, alone in [Config.Regions], serves every region.
-const AllRegions = "all"
+const AllRegions = kms.AllRegions
 
 // Config is what a daemon is told. [DefaultConfig] gives the values that hold
 // when nobody says otherwise; the zero value is refused by [Config.Validate].
@@ -126,14 +128,7 @@ func DefaultConfig() Config {
 	return c
 }
 
-var (
-	regionForm  = regexp.MustCompile(`^([a-z]+-){2,3}[0-9]+$`)
-	accountForm = regexp.MustCompile(`^[0-9]{12}$`)
-)
-
-// maxRegionName bounds what becomes part of every storage key. AWS's longest
-// is 14 bytes.
-const maxRegionName = 32
+var accountForm = regexp.MustCompile(`^[0-9]{12}$`)
 
 // Validate reports everything that is wrong with c, joined; each error names
 // the option and says what to do. It looks at no file and binds no address.
@@ -223,8 +218,9 @@ func (c *Config) validateAddresses(bad func(option, format string, args ...any))
 	}
 }
 
-func validRegion(r string) bool {
-	return len(r) <= maxRegionName && regionForm.MatchString(r)
+func validRegion(name string) bool {
+	_, err := kms.NewRegions(name, nil)
+	return err == nil
 }
 
 // address is a parsed listen address.

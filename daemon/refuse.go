@@ -1,15 +1,14 @@
 package daemon
 
 import (
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
-	"io"
 	"net"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/valyala/fasthttp"
+
+	"keymill/daemon/wire"
 )
 
 // What is wrong with HTTP itself never reaches the KMS service. It is answered
@@ -20,29 +19,24 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 	var (
 		small   *fasthttp.ErrSmallBuffer
 		network net.Error
-		status  int
-		code    string
-		text    string
+		e       *wire.Error
 	)
 	switch {
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		status, code, text = fasthttp.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "The request body is larger than 1 MiB."
-	case errors.As(err, &small):
-		status, code, text = fasthttp.StatusRequestHeaderFieldsTooLarge, "RequestHeaderSectionTooLarge", "The request headers are larger than 16 KiB."
-	case errors.As(err, &network) && network.Timeout():
-		status, code, text = fasthttp.StatusRequestTimeout, "RequestTimeoutException", "The request did not arrive in time."
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &network):
-		return // nobody is there to read an answer
-	default:
-		status, code, text = fasthttp.StatusBadRequest, "MalformedHttpRequestException", "The request is not valid HTTP."
-	}
-	id := requestID()
-	s.log.Debug("request refused", "request_id", id, "code", code, "err", err)
-	if status == fasthttp.StatusRequestEntityTooLarge || status == fasthttp.StatusRequestHeaderFieldsTooLarge {
+		e = wire.NewError(wire.RequestEntityTooLarge, "The request body is larger than %d bytes.", MaxBody)
 		discard(ctx.Conn())
+	case errors.As(err, &small):
+		e = wire.NewError(wire.MalformedHttpRequestException, "The request headers are larger than %d bytes.", maxHeader)
+		discard(ctx.Conn())
+	case errors.As(err, &network) && network.Timeout():
+		e = wire.ErrorText(wire.MalformedHttpRequestException, "The request did not arrive in time.")
+	default:
+		e = wire.ErrorText(wire.MalformedHttpRequestException, "The request is not valid HTTP.")
 	}
+	id := uuid.NewString()
+	s.log.Debug("request refused", "request_id", id, "code", e.Code, "err", err)
 	ctx.Response.Reset()
-	writeError(ctx, id, status, code, text)
+	writeError(ctx, id, e)
 }
 
 // Bounds of discard.
@@ -74,33 +68,10 @@ func discard(conn net.Conn) {
 	}
 }
 
-// writeError answers in the form of AWS JSON 1.1.
-func writeError(ctx *fasthttp.RequestCtx, id string, status int, code, text string) {
-	body, err := json.Marshal(struct {
-		Type    string `json:"__type"`
-		Message string `json:"message"`
-	}{code, text})
-	if err != nil {
-		body = nil // two strings always marshal
-	}
-	ctx.SetStatusCode(status)
-	ctx.SetContentType("application/x-amz-json-1.1")
+// writeError answers as the KMS service does.
+func writeError(ctx *fasthttp.RequestCtx, id string, e *wire.Error) {
+	ctx.SetStatusCode(e.Status)
+	ctx.SetContentType(wire.ContentType)
 	ctx.Response.Header.Set("x-amzn-RequestId", id)
-	ctx.SetBody(body)
-}
-
-// requestID returns a random UUID, version 4.
-func requestID() string {
-	var b [16]byte
-	rand.Read(b[:])
-	b[6] = b[6]&0x0f | 0x40
-	b[8] = b[8]&0x3f | 0x80
-	var s [36]byte
-	hex.Encode(s[0:8], b[0:4])
-	hex.Encode(s[9:13], b[4:6])
-	hex.Encode(s[14:18], b[6:8])
-	hex.Encode(s[19:23], b[8:10])
-	hex.Encode(s[24:36], b[10:16])
-	s[8], s[13], s[18], s[23] = '-', '-', '-', '-'
-	return string(s[:])
+	ctx.SetBody(e.AppendJSON(nil))
 }

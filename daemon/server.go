@@ -15,7 +15,10 @@ import (
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
+	"github.com/google/uuid"
 	"github.com/valyala/fasthttp"
+
+	"keymill/daemon/wire"
 )
 
 // Bounds of the HTTP server, each with the reason for its value.
@@ -96,6 +99,16 @@ type service struct {
 func New(cfg Config, env Environment) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	for _, path := range []*string{&cfg.Data, &cfg.TLSCert} { // both are printed for use elsewhere
+		if *path == "" {
+			continue
+		}
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return nil, err
+		}
+		*path = abs
 	}
 	if env.Logger == nil {
 		env.Logger = slog.Default()
@@ -223,11 +236,14 @@ func (s *Server) Run(ctx context.Context) (err error) {
 
 	select {
 	case err = <-s.failed:
-		s.log.Error("stopping", "err", err)
 	case <-ctx.Done():
-		s.log.Info("stopping", "connections", s.http.GetOpenConnectionsCount())
+		select {
+		case err = <-s.failed: // the cause, perhaps, of being stopped
+		default:
+		}
 	}
 	s.serving.Store(false)
+	s.log.Info("stopping", "connections", s.http.GetOpenConnectionsCount())
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	// Closes the listener, then idle connections, and waits for the others.
@@ -338,10 +354,10 @@ func (s *Server) newHTTPServer(next fasthttp.RequestHandler) *fasthttp.Server {
 // recovered answers for a handler that panicked. The value is not shown to the
 // client; the log has it with the stack, which holds addresses and no contents.
 func (s *Server) recovered(ctx *fasthttp.RequestCtx, v any) {
-	id := requestID()
+	id := uuid.NewString()
 	s.log.Error("a request panicked", "request_id", id, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 	ctx.Response.Reset()
-	writeError(ctx, id, fasthttp.StatusInternalServerError, "KMSInternalException", "The request was rejected because an internal exception occurred.")
+	writeError(ctx, id, wire.ErrorText(wire.KMSInternalException, "The request was rejected because an internal exception occurred."))
 	ctx.SetConnectionClose()
 }
 

@@ -96,6 +96,9 @@ func serving(h fasthttp.RequestHandler) *service {
 
 func ok(ctx *fasthttp.RequestCtx) { ctx.SetBodyString("ok") }
 
+// cutShort at the end of a request makes exchange end the sending side there.
+const cutShort = "\r\nCut: "
+
 // exchange sends raw bytes and returns the answer that comes back.
 func exchange(t *testing.T, addr net.Addr, request string) (*http.Response, string) {
 	t.Helper()
@@ -106,6 +109,9 @@ func exchange(t *testing.T, addr net.Addr, request string) (*http.Response, stri
 	defer conn.Close()
 	if _, err := io.WriteString(conn, request); err != nil {
 		t.Fatal(err)
+	}
+	if strings.HasSuffix(request, cutShort) {
+		conn.(*net.TCPConn).CloseWrite()
 	}
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
@@ -131,9 +137,11 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"body too large", fmt.Sprintf("POST / HTTP/1.1\r\nHost: k\r\nContent-Length: %d\r\n\r\n%s", len(big), big), 413, "RequestEntityTooLarge"},
 		{"chunked body too large", fmt.Sprintf("POST / HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(big), big), 413, "RequestEntityTooLarge"},
-		{"headers too large", "POST / HTTP/1.1\r\nHost: k\r\nX: " + big[:64<<10] + "\r\n\r\n", 431, "RequestHeaderSectionTooLarge"},
+		{"headers too large", "POST / HTTP/1.1\r\nHost: k\r\nX: " + big[:64<<10] + "\r\n\r\n", 400, "MalformedHttpRequestException"},
 		{"no HTTP", "hello\r\n\r\n", 400, "MalformedHttpRequestException"},
 		{"bad length", "POST / HTTP/1.1\r\nHost: k\r\nContent-Length: x\r\n\r\n", 400, "MalformedHttpRequestException"},
+		{"cut short", "POST / HTTP/1.1\r\nHost: k" + cutShort, 400, "MalformedHttpRequestException"},
+		{"body cut short", "POST / HTTP/1.1\r\nHost: k\r\nContent-Length: 99\r\n\r\nbody" + cutShort, 400, "MalformedHttpRequestException"},
 		{"bad chunk", "POST / HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "MalformedHttpRequestException"},
 	}
 	for _, tt := range tests {
