@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"keymill/daemon"
+	"keymill/hsm"
+	"keymill/keystore"
+)
+
+func doctorCommand() *cobra.Command {
+	var verify bool
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Examine an HSM or the key store",
+		Long: `Examine an HSM, the key store, or both, and change nothing in either.
+
+With --hsm-module (and --hsm-token and --hsm-pin-file), print what the token
+offers, which mechanism would be used and what is missing.
+
+With --verify-store, open the store in --data and check every record. The daemon
+must not be running on it.
+
+The exit status is 0 when everything that was examined is sound.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conf, err := configFrom(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			if conf.HSMModule == "" && !verify {
+				return errors.New("nothing to examine: give --hsm-module, --verify-store or both")
+			}
+			var found error
+			if conf.HSMModule != "" {
+				found = inspectHSM(cmd.OutOrStdout(), conf)
+			}
+			if verify {
+				found = errors.Join(found, verifyStore(cmd.Context(), cmd.OutOrStdout(), conf))
+			}
+			return found
+		},
+	}
+	addFlags(cmd.Flags(), "data", "hsm-module", "hsm-token", "hsm-pin-file")
+	cmd.Flags().BoolVar(&verify, "verify-store", false, "check every record of the store")
+	return cmd
+}
+
+func inspectHSM(w io.Writer, conf daemon.Config) error {
+	report, err := hsm.Inspect(daemon.PKCS11Config(conf))
+	if err != nil {
+		return err
+	}
+	if _, err := report.WriteTo(w); err != nil {
+		return err
+	}
+	if !report.OK() {
+		return errors.New("the token cannot be used as it is; the report says what would help")
+	}
+	return nil
+}
+
+// verifyStore checks every record and shows how far it is, on a terminal.
+func verifyStore(ctx context.Context, w io.Writer, conf daemon.Config) (err error) {
+	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{})
+	if errors.Is(err, keystore.ErrLocked) {
+		return fmt.Errorf("%w; stop the daemon first", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close(), root.Close()) }()
+
+	var bar *progressbar.ProgressBar
+	if term.IsTerminal(int(os.Stderr.Fd())) {
+		bar = progressbar.NewOptions64(-1, progressbar.OptionSetDescription("verifying"), progressbar.OptionSetWriter(os.Stderr),
+			progressbar.OptionShowCount(), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
+	}
+	var last keystore.Progress
+	err = store.Verify(ctx, func(p keystore.Progress) {
+		last = p
+		if bar != nil {
+			bar.Set64(int64(p.Records))
+		}
+	})
+	if bar != nil {
+		bar.Finish()
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "store %s: %d records of %d keys, all sound\n", daemon.StoreDir(conf.Data), last.Records, last.Keys)
+	return nil
+}
