@@ -157,6 +157,7 @@ func (k *local) sealAll(ops []Op, n int, s *scratch) {
 		}
 	}
 	var nonces []byte
+	drawn := 0
 	for i := range ops {
 		op := &ops[i]
 		if op.Verb != Encrypt || op.Err != nil {
@@ -168,6 +169,7 @@ func (k *local) sealAll(ops []Op, n int, s *scratch) {
 		}
 		if len(nonces) == 0 {
 			nonces = s.nonces[:min(n*halfNonce, len(s.nonces))]
+			drawn = max(drawn, len(nonces))
 			_, _ = rand.Read(nonces)
 		}
 		l.ready(st.cipher)
@@ -176,7 +178,7 @@ func (k *local) sealAll(ops []Op, n int, s *scratch) {
 		nonces = nonces[halfNonce:]
 		n--
 	}
-	clear(s.nonces[:])
+	clear(s.nonces[:drawn])
 }
 
 // seal appends the blob of one plaintext to op.Out.

@@ -176,16 +176,21 @@ func (p *ed25519Private) private(op *Op) error {
 	return err
 }
 
-type ed25519Public struct{ key voied.PublicKey }
+// ed25519Public keeps the public key with a table of its multiples.
+type ed25519Public struct{ key *voied.ExpandedPublicKey }
 
 func newEd25519Public(key ed25519.PublicKey) (publicKey, error) {
-	return &ed25519Public{voied.PublicKey(slices.Clone(key))}, nil
+	expanded, err := voied.NewExpandedPublicKey(voied.PublicKey(key))
+	if err != nil {
+		return nil, ErrInvalidPublicKey
+	}
+	return &ed25519Public{expanded}, nil
 }
 
 func (p *ed25519Public) public(op *Op) error {
 	if op.Alg == AlgEd25519 {
-		return verdict(voied.VerifyWithOptions(p.key, op.In, op.Sig, &edPure))
+		return verdict(voied.VerifyExpandedWithOptions(p.key, op.In, op.Sig, &edPure))
 	}
 	sum := sha512.Sum512(op.In)
-	return verdict(voied.VerifyWithOptions(p.key, sum[:], op.Sig, &edPh))
+	return verdict(voied.VerifyExpandedWithOptions(p.key, sum[:], op.Sig, &edPh))
 }

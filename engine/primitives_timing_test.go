@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/sha512"
+	"runtime"
 	"testing"
 
 	"filippo.io/mldsa"
@@ -55,6 +56,47 @@ func BenchmarkChoiceECDSA(b *testing.B) {
 		if curve == elliptic.P384() {
 			pub, _ := newP384Public(&key.PublicKey)
 			bench(b, name+"/verify/circl", func() bool { return pub.verify(digest[:32], sig) })
+		}
+	}
+}
+
+// BenchmarkChoiceOnly times what has one candidate, through the engine.
+func BenchmarkChoiceOnly(b *testing.B) {
+	for _, c := range []struct {
+		spec Spec
+		alg  Algorithm
+	}{
+		{RSA2048, AlgPSSSHA256}, {RSA3072, AlgPSSSHA256}, {RSA4096, AlgPSSSHA256}, {RSA2048, AlgOAEPSHA256},
+		{SM2, AlgSM2DSA}, {SM2, AlgSM2PKE}, {P256, AlgECDH}, {P384, AlgECDH}, {P521, AlgECDH},
+	} {
+		material := testMaterial(b, c.spec)
+		verbs := []Verb{Sign, Verify}
+		usage := SignVerify
+		switch {
+		case c.spec.Supports(EncryptDecrypt, c.alg):
+			verbs, usage = []Verb{Encrypt, Decrypt}, EncryptDecrypt
+		case c.alg == AlgECDH:
+			verbs, usage = []Verb{DeriveSecret}, KeyAgreement
+		}
+		k := keyOf(b, testID, c.spec, usage, material)
+		in := benchMessage[:32]
+		if usage == KeyAgreement {
+			in = k.spki
+		}
+		first := must(b, k, Op{Verb: verbs[0], Alg: c.alg, In: in})
+		for i, verb := range verbs {
+			op := Op{Verb: verb, Alg: c.alg, In: in, Sig: first}
+			if i == 1 && verb == Decrypt {
+				op.In = first
+			}
+			name := map[Verb]string{Sign: "sign", Verify: "verify", Encrypt: "encrypt", Decrypt: "decrypt", DeriveSecret: "derive"}[verb]
+			ops := make([]Op, 1)
+			must(b, k, op) // warm
+			bench(b, c.spec.String()+"/"+c.alg.String()+"/"+name, func() bool {
+				ops[0] = op
+				k.Do(ops)
+				return ops[0].Err == nil
+			})
 		}
 	}
 }
@@ -110,14 +152,19 @@ func BenchmarkChoiceMLDSA(b *testing.B) {
 	}
 }
 
-// bench runs f, which must return true.
+// bench runs f, which must return true, and reports the thread's processor
+// time beside the wall clock.
 func bench(b *testing.B, name string, f func() bool) {
 	b.Run(name, func(b *testing.B) {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		b.ReportAllocs()
+		start := threadCPU()
 		for b.Loop() {
 			if !f() {
 				b.Fatal("failed")
 			}
 		}
+		b.ReportMetric(float64(threadCPU()-start)/float64(b.N), "cpu-ns/op")
 	})
 }
