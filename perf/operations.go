@@ -6,6 +6,9 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"keymill/daemon/wire"
 )
@@ -68,6 +71,29 @@ func createKey(ctx context.Context, c *Client, spec, usage string) (string, erro
 		return "", fmt.Errorf("%v: answer without a key id: %.200s", wire.OpCreateKey, body)
 	}
 	return out.KeyMetadata.KeyId, nil
+}
+
+// CreateKeys makes n symmetric keys over conns connections at once.
+func CreateKeys(ctx context.Context, t Target, n, conns int) error {
+	group, ctx := errgroup.WithContext(ctx)
+	var left atomic.Int64
+	left.Store(int64(n))
+	for range conns {
+		group.Go(func() error {
+			c, err := Dial(ctx, t)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			for left.Add(-1) >= 0 {
+				if _, err := createKey(ctx, c, "SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 func prepareGenerateDataKey(ctx context.Context, c *Client) (Bodies, error) {

@@ -12,7 +12,7 @@ import (
 
 // maxHotAllocations bounds what one warm request may allocate between the
 // socket and the socket, fasthttp's own share included.
-const maxHotAllocations = 2
+const maxHotAllocations = 1
 
 // TestHotPathAllocations holds the allocations of warm requests through the
 // whole pipeline: HTTP, signature, codec, key, cryptography, answer.

@@ -3,11 +3,13 @@
 //
 //	go build -o bin/keymill ./tools/keymill
 //	go run ./tools/measure --keymill bin/keymill --conns 16,64
+//	go run ./tools/measure --keymill bin/keymill --keys 100000
 //
 // It starts the binary on a new data directory with the software root and
 // without quotas, creates keys, and measures every operation at every number of
-// connections, in alternation with the bare server. It exits 1 when any request
-// fails. Package perf says what the columns mean.
+// connections, in alternation with the bare server. With --keys it measures the
+// start on a store of that many keys. It exits 1 when any request fails. Package
+// perf says what the columns mean.
 package main
 
 import (
@@ -71,6 +73,7 @@ type options struct {
 	binary   string
 	conns    []int
 	ops      []*perf.Operation
+	keys     int // > 0: measure the start with that many keys instead
 	settings perf.Settings
 }
 
@@ -84,6 +87,7 @@ func parse(args []string) (*options, error) {
 	flags.StringVar(&o.binary, "keymill", filepath.Join("bin", "keymill"), "the binary to measure")
 	conns := flags.String("conns", "16,64", "numbers of connections")
 	ops := flags.String("ops", strings.Join(names, ","), "operations")
+	flags.IntVar(&o.keys, "keys", 0, "measure the start of a server that holds this many keys, instead of requests")
 	flags.IntVar(&o.settings.Rounds, "rounds", 3, "rounds on each server")
 	seconds := flags.Float64("seconds", 3, "length of a round")
 	warmup := flags.Float64("warmup", 1, "seconds of load before each round that are not counted")
@@ -92,6 +96,9 @@ func parse(args []string) (*options, error) {
 	}
 	if flags.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if o.keys < 0 {
+		return nil, errors.New("--keys must be at least 0")
 	}
 	if o.settings.Rounds < 1 {
 		return nil, errors.New("--rounds must be at least 1")
@@ -129,6 +136,9 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
+	if o.keys > 0 {
+		return o.measureStart(ctx, args, filepath.Join(dir, "data"))
+	}
 	began := time.Now()
 	server, err := perf.StartKeymill(ctx, perf.KeymillOptions{Binary: o.binary, Dir: filepath.Join(dir, "data")})
 	if err != nil {
@@ -155,6 +165,46 @@ func run(ctx context.Context, args []string) (err error) {
 	fmt.Printf("%d rounds of %v after %v of warm-up; load generator on the same CPUs; ready %d ms after the start\n\n",
 		o.settings.Rounds, o.settings.Duration, o.settings.Warmup, startup.Milliseconds())
 	return perf.WriteTable(os.Stdout, comparisons)
+}
+
+// fillConnections is how many connections create keys at once: enough for one
+// sync of the store to carry many of them.
+const fillConnections = 64
+
+// measureStart fills a store with keys through the API, ends the server, and
+// measures how long each of several starts on that store takes until the server
+// is ready, and its memory then.
+func (o *options) measureStart(ctx context.Context, args []string, dir string) error {
+	k := perf.KeymillOptions{Binary: o.binary, Dir: dir}
+	server, err := perf.StartKeymill(ctx, k)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	err = perf.CreateKeys(ctx, server.Target, o.keys, fillConnections)
+	filled := time.Since(began)
+	server.Stop()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("measure %s\n", strings.Join(args, " "))
+	fmt.Printf("%s, %d CPUs; %s; %s\n", cpuid.CPU.BrandName, runtime.NumCPU(), kernel(), runtime.Version())
+	fmt.Printf("%d keys created over %d connections in %.1f s: %.0f a second\n", o.keys, fillConnections, filled.Seconds(), float64(o.keys)/filled.Seconds())
+	for range o.settings.Rounds {
+		began := time.Now()
+		server, err := perf.StartKeymill(ctx, k)
+		if err != nil {
+			return err
+		}
+		ready := time.Since(began)
+		rss, err := server.Process.RSS()
+		server.Stop()
+		if err != nil {
+			return err
+		}
+		fmt.Printf("ready %d ms after the start, RSS %.0f MB\n", ready.Milliseconds(), float64(rss)/1e6)
+	}
+	return nil
 }
 
 // measure compares one operation at all numbers of connections.
