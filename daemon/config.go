@@ -163,7 +163,7 @@ func (c *Config) Validate() error {
 
 	if c.HSMModule != "" {
 		if c.HSMToken == "" {
-			bad("hsm-token", "hsm-module is set without it; give the token's label (keymill doctor lists them)")
+			bad("hsm-token", "hsm-module is set without it; give the token's label")
 		}
 		if c.HSMPINFile == "" {
 			bad("hsm-pin-file", "hsm-module is set without it; give a file that holds the token's user PIN")
