@@ -75,7 +75,11 @@ func checkBadItems(t *testing.T, r hsm.Root, id, other hsm.DomainKeyID) {
 		}
 	}
 	var bad []hsm.Item
-	for i := range good[0] {
+	step := 1
+	if len(good[0]) > 200 {
+		step = 29 // RSA: each takes milliseconds
+	}
+	for i := 0; i < len(good[0]); i += step {
 		b := bytes.Clone(good[0])
 		b[i] ^= 0x10
 		bad = append(bad, hsm.Item{In: b})

@@ -48,7 +48,7 @@ func Inspect(cfg PKCS11Config) (*Report, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer m.release(true)
+		defer m.release()
 		r := &Report{Module: cfg.Module}
 		if err := inspect(newToken(m, &cfg), r); err != nil {
 			r.Problems = append(r.Problems, err.Error())

@@ -21,8 +21,6 @@ type module struct {
 
 	mu   sync.Mutex // held during C_Initialize and C_Finalize
 	refs int        // guarded by mu
-	// hung is set when a thread never came back; the library then stays initialised.
-	hung bool // guarded by mu
 }
 
 var modules struct {
@@ -79,13 +77,12 @@ func (m *module) initialize() error {
 	return nil
 }
 
-// release gives the module back; clean is false when a thread is still inside.
-func (m *module) release(clean bool) {
+// release gives the module back. No thread of the caller's may be inside.
+func (m *module) release() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.refs--
-	m.hung = m.hung || !clean
-	if m.refs == 0 && !m.hung {
+	if m.refs == 0 {
 		// An error leaves it initialised, which the next openModule accepts.
 		_ = m.Finalize()
 	}

@@ -59,7 +59,7 @@ func (r *pkcs11Root) start() (err error) {
 			for _, s := range open {
 				s.close()
 			}
-			m.release(true)
+			m.release()
 		}
 	}()
 	st, err := r.t.find()
@@ -538,6 +538,6 @@ func (r *pkcs11Root) Info() Info {
 }
 
 func (r *pkcs11Root) Close() error {
-	r.closeOnce.Do(func() { r.t.m.release(r.pool.close()) })
+	r.closeOnce.Do(func() { r.pool.close(r.t.m.release) })
 	return nil
 }

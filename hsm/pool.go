@@ -95,6 +95,7 @@ type pool struct {
 	mu      sync.Mutex
 	workers map[*worker]struct{} // guarded by mu: the live ones
 	closed  bool                 // guarded by mu
+	empty   func()               // guarded by mu: see close; nil once called
 }
 
 // conn is what a worker drives: a session, opened when needed. Its methods are called
@@ -176,12 +177,21 @@ func (w *worker) leave() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w.retired {
-		p.stuck.Add(-1)
+		p.unstick()
 		return
 	}
 	delete(p.workers, w)
 	p.live.Add(-1)
 	p.running.Done()
+}
+
+// unstick notes that a retired worker has left the module. Called with mu held.
+func (p *pool) unstick() {
+	if p.stuck.Load() == 1 && p.empty != nil {
+		p.empty()
+		p.empty = nil
+	}
+	p.stuck.Add(-1)
 }
 
 // leaveIfRetired ends a worker that the watchdog gave up and whose call has now
@@ -198,7 +208,7 @@ func (w *worker) leaveIfRetired() bool {
 	w.conn.close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stuck.Add(-1)
+	p.unstick()
 	p.log.Info("a token call that had hung came back", "stuck", p.stuck.Load())
 	if !p.closed && len(p.workers) < p.size {
 		p.startWorker()
@@ -288,18 +298,21 @@ func (p *pool) do(ctx context.Context, j *job) error {
 	return nil
 }
 
-// close stops the workers and waits for those that are not stuck. It reports whether
-// all threads have left the module.
-func (p *pool) close() (clean bool) {
+// close stops the workers and waits for those that are not stuck. It calls empty once all
+// threads have left the module: before it returns, or when the last one that hangs comes
+// back, if ever. It may be called once.
+func (p *pool) close(empty func()) {
 	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
-		return p.stuck.Load() == 0
-	}
 	p.closed = true
 	p.mu.Unlock()
 	close(p.quit)
 	p.running.Wait() // the watchdog retires who hangs in a job or in closing
 	close(p.gone)
-	return p.stuck.Load() == 0
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stuck.Load() == 0 {
+		empty()
+	} else {
+		p.empty = empty
+	}
 }
