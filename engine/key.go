@@ -99,7 +99,7 @@ type Key interface {
 // A Source supplies the material of one version of a key, as GenerateMaterial
 // made it. The engine wipes the returned slice once it has built its own state.
 // The context carries the values of the first caller that needed the material,
-// but not its cancellation.
+// but not its cancellation: a source bounds its own waiting.
 type Source func(ctx context.Context, version uint32) (secret []byte, err error)
 
 // A KeyVersion is one version of a key's material.
