@@ -34,6 +34,11 @@ func (p *rsaPrivate) spki() ([]byte, error) { return x509.MarshalPKIXPublicKey(&
 
 func (p *rsaPrivate) private(op *Op) error {
 	if op.Verb == Decrypt {
+		// RFC 8017 section 7.1.2, step 1b: the length is exactly the modulus's.
+		// crypto/rsa takes shorter ones for numbers with leading zeros.
+		if len(op.In) != p.key.Size() {
+			return ErrInvalidCiphertext
+		}
 		out, err := rsa.DecryptOAEP(op.Alg.hash().New(), nil, p.key, op.In, nil)
 		if err != nil {
 			return ErrInvalidCiphertext
@@ -61,6 +66,9 @@ func (p *rsaPublic) public(op *Op) error {
 		out, err := rsa.EncryptOAEP(op.Alg.hash().New(), rand.Reader, p.key, op.In, nil)
 		op.Out = append(op.Out, out...)
 		return err
+	}
+	if len(op.Sig) != p.key.Size() { // sections 8.1.2 and 8.2.2, step 1
+		return ErrInvalidSignature
 	}
 	var sum [sha512.Size]byte
 	digest := hashMessage(op, &sum)
