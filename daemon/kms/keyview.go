@@ -92,7 +92,7 @@ func (s *Service) buildView(rec *keystore.Key) (*keyView, error) {
 			v.materialIDs = append(v.materialIDs, engine.MaterialID(rec.Versions[i].MaterialID).String())
 		}
 	}
-	handle, err := s.handles.Load(v.handleName(), func() (*engine.Key, error) {
+	handle, err := s.handleCache(v.spec).Load(v.handleName(), func() (*engine.Key, error) {
 		h := s.newHandle(v)
 		return &h, nil
 	})
@@ -113,6 +113,15 @@ type handleName struct {
 
 func (v *keyView) handleName() handleName {
 	return handleName{v.ref, v.rec.CurrentVersion, len(v.rec.Versions)}
+}
+
+// handleCache returns the cache that handles of a spec are kept in.
+func (s *Service) handleCache(spec engine.Spec) *keystore.Cache[handleName, engine.Key] {
+	switch spec {
+	case engine.MLDSA44, engine.MLDSA65, engine.MLDSA87:
+		return s.bulky
+	}
+	return s.handles
 }
 
 func (s *Service) newHandle(v *keyView) engine.Key {
@@ -152,7 +161,7 @@ func (s *Service) dropView(ref keystore.Ref) { s.views.Invalidate(ref) }
 // dropHandle purges the key's material and derived keys from memory and makes
 // the next view start cold: for disable, deletion, expiry and rotation.
 func (s *Service) dropHandle(v *keyView) {
-	s.handles.Invalidate(v.handleName())
+	s.handleCache(v.spec).Invalidate(v.handleName())
 	v.handle.Purge()
 }
 

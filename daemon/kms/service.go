@@ -30,6 +30,10 @@ type Config struct {
 // key costs about 4 KiB.
 const DefaultKeyCache = 16384
 
+// maxBulkyKeys bounds the ML-DSA keys whose expanded matrices stay in memory:
+// 120 KiB each for ML-DSA-65.
+const maxBulkyKeys = 1024
+
 // Service answers AWS KMS requests. Safe for concurrent use.
 type Service struct {
 	// immutable after New
@@ -44,6 +48,7 @@ type Service struct {
 	// each safe for concurrent use, coherent by the rule in the package comment
 	views       *keystore.Cache[keystore.Ref, keyView]
 	handles     *keystore.Cache[handleName, engine.Key]
+	bulky       *keystore.Cache[handleName, engine.Key] // of ML-DSA keys
 	aliases     *keystore.Cache[aliasName, keystore.KeyID]
 	credentials *keystore.Cache[string, sigv4.Credential]
 
@@ -82,7 +87,9 @@ func New(c Config) (*Service, error) {
 		aliases:     keystore.NewCache[aliasName, keystore.KeyID](c.KeyCache, nil),
 		credentials: keystore.NewCache[string, sigv4.Credential](maxCredentials, nil),
 	}
-	s.handles = keystore.NewCache(c.KeyCache, func(_ handleName, h *engine.Key) { (*h).Purge() })
+	purge := func(_ handleName, h *engine.Key) { (*h).Purge() }
+	s.handles = keystore.NewCache(c.KeyCache, purge)
+	s.bulky = keystore.NewCache(min(c.KeyCache, maxBulkyKeys), purge)
 	s.verify = sigv4.New(sigv4.Options{
 		Service: "kms",
 		Lookup:  s.credential,
