@@ -10,6 +10,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/miekg/pkcs11"
 
@@ -288,7 +289,7 @@ func (s *session) choose(k domainKey, offers map[uint]pkcs11.MechanismInfo) (cho
 				return method{}, false, rows, err
 			}
 			if err != nil {
-				row.Reason = err.Error()
+				row.Reason = strings.TrimPrefix(err.Error(), ErrMechanism.Error()+": ")
 				break
 			}
 			row.OK, row.Chosen, chosen, ok = true, true, m, true

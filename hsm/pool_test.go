@@ -341,6 +341,59 @@ func TestCallersBuffersAreTheirs(t *testing.T) {
 	}
 }
 
+// BenchmarkBinding is what BenchmarkSoftHSM is compared with: the same encryption and
+// decryption by plain calls in one session, without pool, timeout or verification.
+func BenchmarkBinding(b *testing.B) {
+	config := hsmtest.SoftHSM(b)
+	r := openToken(b, config) // initialises and logs in
+	id := newDomainKey(b, r)
+	p := pkcs11.New(config.Module)
+	slots, err := p.GetSlotList(true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	sh, err := p.OpenSession(slots[0], pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.CloseSession(sh)
+	if err := p.FindObjectsInit(sh, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_ID, id[:])}); err != nil {
+		b.Fatal(err)
+	}
+	keys, _, err := p.FindObjects(sh, 1)
+	if err != nil || len(keys) != 1 {
+		b.Fatal(err)
+	}
+	if err := p.FindObjectsFinal(sh); err != nil {
+		b.Fatal(err)
+	}
+	iv, plain := make([]byte, 12), kek(0)
+	pass := func(init func(pkcs11.SessionHandle, []*pkcs11.Mechanism, pkcs11.ObjectHandle) error,
+		do func(pkcs11.SessionHandle, []byte) ([]byte, error), in []byte) []byte {
+		params := pkcs11.NewGCMParams(iv, nil, 128)
+		defer params.Free()
+		if err := init(sh, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, params)}, keys[0]); err != nil {
+			b.Fatal(err)
+		}
+		out, err := do(sh, in)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return out
+	}
+	ct := pass(p.EncryptInit, p.Encrypt, plain)
+	b.Run("encrypt", func(b *testing.B) {
+		for b.Loop() {
+			pass(p.EncryptInit, p.Encrypt, plain)
+		}
+	})
+	b.Run("decrypt", func(b *testing.B) {
+		for b.Loop() {
+			pass(p.DecryptInit, p.Decrypt, ct)
+		}
+	})
+}
+
 func BenchmarkSoftHSM(b *testing.B) {
 	for _, c := range []struct {
 		name     string

@@ -139,6 +139,10 @@ func (r *Report) WriteTo(w io.Writer) (int64, error) {
 	} else {
 		fmt.Fprintf(&b, "\nThe token cannot be used.\n")
 	}
-	n, err := io.WriteString(w, b.String())
+	text := b.String()
+	for strings.Contains(text, " \n") { // empty last columns
+		text = strings.ReplaceAll(text, " \n", "\n")
+	}
+	n, err := io.WriteString(w, text)
 	return int64(n), err
 }

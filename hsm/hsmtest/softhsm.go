@@ -69,7 +69,13 @@ func softHSM(t testing.TB) *SoftHSMDir {
 	if err != nil {
 		t.Skip("skipped: softhsm2-util is not installed (Debian: apt install softhsm2)")
 	}
-	dir := t.TempDir()
+	// Not t.TempDir: SoftHSM2 cuts paths with an equals sign short, and names of
+	// subtests may have one.
+	dir, err := os.MkdirTemp("", "keymill-softhsm-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	write := func(name, content string) string {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
