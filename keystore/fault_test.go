@@ -250,13 +250,8 @@ func TestWriteFaults(t *testing.T) {
 				if _, ok := acked.Load(byte(200)); ok {
 					t.Error("a commit was acknowledged after the failure")
 				}
-				select {
-				case err := <-fatal:
-					if !errors.Is(err, ErrFailed) {
-						t.Errorf("OnFatal: %v", err)
-					}
-				default:
-					t.Error("OnFatal was not called")
+				if err := <-fatal; !errors.Is(err, ErrFailed) {
+					t.Errorf("OnFatal: %v", err)
 				}
 				if len(fatal) > 0 {
 					t.Error("OnFatal was called twice")
@@ -270,6 +265,9 @@ func TestWriteFaults(t *testing.T) {
 			}
 
 			crashed := mem.CrashClone(vfs.CrashCloneCfg{})
+			if err := s.Close(); row.fatal && !errors.Is(err, ErrFailed) {
+				t.Errorf("close: %v", err)
+			}
 			g.release(nil)
 			again, err := Open(context.Background(), Options{Dir: "store", Root: h.root, fs: crashed})
 			if err != nil {

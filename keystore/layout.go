@@ -116,6 +116,9 @@ func (n *Name) append(dst []byte, count int) []byte {
 func (n Name) key() []byte             { return n.append(make([]byte, 0, 64), -1) }
 func (n Name) prefix(count int) []byte { return n.append(make([]byte, 0, 64), count) }
 
+// StorageKey writes the name as a storage key. The reverse is ParseName.
+func (n Name) StorageKey() []byte { return n.key() }
+
 // ParseName takes a storage key apart. It accepts exactly what the store
 // writes.
 func ParseName(b []byte) (Name, bool) {

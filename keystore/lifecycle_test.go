@@ -290,6 +290,17 @@ func TestWatch(t *testing.T) {
 	if err != nil || seen != historyCommits {
 		t.Errorf("%d events, %v", seen, err)
 	}
+	const large = historyChanges / MaxChanges
+	for i := range large + 1 {
+		h.commit(func(txn *Txn) {
+			for j := range MaxChanges {
+				txn.Put(fmt.Sprint(j), fmt.Append(nil, i), AnyRevision)
+			}
+		})
+	}
+	if oldest := h.Revision() - large + 1; h.history.first != oldest || h.history.changes != historyChanges {
+		t.Errorf("%d changes are kept, from %d, want %d", h.history.changes, h.history.first, oldest)
+	}
 	go func() { done <- h.Watch(context.Background(), h.Revision()+1, nil) }()
 	eventually(t, "watcher", func() bool { h.history.mu.Lock(); defer h.history.mu.Unlock(); return h.history.wake != nil })
 	h.Close()
@@ -402,5 +413,39 @@ func TestAliasMoves(t *testing.T) {
 	h.commit(func(txn *Txn) { txn.PutKey(long, 0) })
 	if rows, _, _ := h.ListKeys(account, region, KeyID{}, false, 10); len(rows) != 2 {
 		t.Errorf("%d keys in %s", len(rows), region)
+	}
+}
+
+// TestDeleteKeyWithManyAliases: more than fit into one commit are refused as a
+// whole; after some are gone, the rest goes with the key.
+func TestDeleteKeyWithManyAliases(t *testing.T) {
+	h := newHarness(t)
+	k := withoutMaterial(1)
+	h.commit(func(txn *Txn) { txn.PutKey(k, 0) })
+	k.Revision = h.Revision()
+	for i := range 80 {
+		h.commit(func(txn *Txn) {
+			txn.PutAlias(&Alias{Account: account, Region: region, Name: fmt.Sprintf("alias/%02d", i), Target: k.ID, Created: now, Updated: now}, 0)
+		})
+	}
+	h.fails(ErrTooLarge, func(txn *Txn) { txn.DeleteKey(k) })
+	if n, err := h.CountKeyAliases(k.Ref(), 100); n != 80 || err != nil {
+		t.Errorf("%d aliases after a refused deletion, %v", n, err)
+	}
+	some, more, err := h.ListKeyAliases(k.Ref(), "alias/09", 30)
+	if len(some) != 30 || !more || err != nil || some[0].Name != "alias/10" {
+		t.Fatalf("%d aliases, %v, %v", len(some), more, err)
+	}
+	h.commit(func(txn *Txn) {
+		for _, a := range some {
+			txn.DeleteAlias(a)
+		}
+	})
+	h.commit(func(txn *Txn) { txn.DeleteKey(k) })
+	if rows, _, err := h.ListAliases(account, region, "", 100); len(rows) != 0 || err != nil {
+		t.Errorf("%d aliases remain, %v", len(rows), err)
+	}
+	if err := h.Verify(context.Background(), nil); err != nil {
+		t.Error(err)
 	}
 }

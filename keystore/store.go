@@ -27,7 +27,7 @@ const DefaultCacheBytes = 48 << 20
 // memTableBytes is the size of one memtable, of which there are at most four
 // for a moment. It bounds the log that is replayed at start, and half of it
 // must exceed MaxCommitBytes, or a large commit would flush a table by itself.
-const memTableBytes = 8 << 20
+const memTableBytes = 4 << 20
 
 // Options of Open. Dir and Root must be set.
 type Options struct {
@@ -46,8 +46,8 @@ type Options struct {
 	CacheBytes int64
 	// MustExist makes Open return ErrNoStore instead of creating a store.
 	MustExist bool
-	// OnFatal is called once, from any goroutine, when storage has failed and
-	// the store accepts no more commits. The daemon stops then. It may be nil.
+	// OnFatal is called once, on a goroutine of its own, when storage has failed
+	// and the store accepts no more commits. The daemon stops then. It may be nil.
 	OnFatal func(error)
 
 	fs     vfs.FS // nil means the machine's
@@ -145,10 +145,10 @@ func (s *Store) openDB(o Options) error {
 		ErrorIfNotExists:            o.MustExist,
 		Lock:                        lock,
 	}
-	// Sealed values do not compress. The filters make a look-up of a name that
-	// does not exist (every new key's) free of disk reads.
+	// Sealed values do not compress. Filters let a look-up skip tables; the
+	// engine does not ask them on the last level, where most names are.
 	opts.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionNone })
-	for i := range opts.Levels {
+	for i := range opts.Levels[:len(opts.Levels)-1] {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
 	opts.EnsureDefaults()
@@ -366,7 +366,7 @@ func (s *Store) poison(cause error) error {
 	if s.failure.CompareAndSwap(nil, &err) {
 		s.log.Error("keystore: storage failed; no further changes are accepted", "error", cause)
 		if s.onFatal != nil {
-			s.onFatal(err)
+			go s.onFatal(err)
 		}
 	}
 	return s.Err()

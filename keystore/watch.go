@@ -11,6 +11,10 @@ import (
 // rooms, and those that lag read everything again.
 const historyCommits = 1024
 
+// historyChanges bounds the history's memory, to some 3 MB: commits may have
+// up to MaxChanges changes, most have a handful.
+const historyChanges = 16 << 10
+
 // An Event is one commit as a watcher sees it.
 type Event struct {
 	Revision uint64
@@ -37,12 +41,13 @@ func (w *writer) event(rev uint64) Event {
 // A history keeps the last durable commits in memory. Commits settle in order,
 // so add is called with consecutive revisions.
 type history struct {
-	mu     sync.Mutex
-	events [historyCommits]Event // guarded by mu; revision r is at r % historyCommits
-	first  uint64                // guarded by mu; oldest revision kept
-	next   uint64                // guarded by mu; the next revision to come
-	wake   chan struct{}         // guarded by mu; closed and replaced by add; nil when nobody waits
-	closed bool                  // guarded by mu
+	mu      sync.Mutex
+	events  [historyCommits]Event // guarded by mu; revision r is at r % historyCommits
+	changes int                   // guarded by mu; in all events kept
+	first   uint64                // guarded by mu; oldest revision kept
+	next    uint64                // guarded by mu; the next revision to come
+	wake    chan struct{}         // guarded by mu; closed and replaced by add; nil when nobody waits
+	closed  bool                  // guarded by mu
 }
 
 func (h *history) start(rev uint64) {
@@ -51,11 +56,15 @@ func (h *history) start(rev uint64) {
 
 func (h *history) add(e Event) {
 	h.mu.Lock()
+	h.changes += len(e.Changes)
+	for h.next-h.first >= historyCommits || h.changes > historyChanges && h.first < h.next {
+		oldest := &h.events[h.first%historyCommits]
+		h.changes -= len(oldest.Changes)
+		*oldest = Event{}
+		h.first++
+	}
 	h.events[e.Revision%historyCommits] = e
 	h.next = e.Revision + 1
-	if h.next-h.first > historyCommits {
-		h.first = h.next - historyCommits
-	}
 	h.wakeLocked()
 	h.mu.Unlock()
 }
