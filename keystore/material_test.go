@@ -118,9 +118,9 @@ func TestCallersMayLeave(t *testing.T) {
 
 	release = h.block(hsmtest.Encrypt)
 	ctx, cancel = context.WithCancel(context.Background())
-	go func() { _, err := h.SealMaterial(ctx, ids[0], []byte("x")); gone <- err }()
 	calls := h.root.Calls(hsmtest.Encrypt)
-	eventually(t, "call", func() bool { return h.root.Calls(hsmtest.Encrypt) > calls-1 && h.wrapBusy() })
+	go func() { _, err := h.SealMaterial(ctx, ids[0], []byte("x")); gone <- err }()
+	eventually(t, "call", func() bool { return h.root.Calls(hsmtest.Encrypt) > calls })
 	cancel()
 	if err := <-gone; !errors.Is(err, context.Canceled) {
 		t.Errorf("who left got %v", err)
@@ -131,10 +131,39 @@ func TestCallersMayLeave(t *testing.T) {
 	}
 }
 
-func (h *harness) wrapBusy() bool {
-	h.wrap.mu.Lock()
-	defer h.wrap.mu.Unlock()
-	return h.wrap.running
+// TestReplacedMaterialIsNotShared: an unwrap that began before the material was
+// replaced does not answer those who came after.
+func TestReplacedMaterialIsNotShared(t *testing.T) {
+	h := newHarness(t)
+	ids := h.keys(1)
+	release := h.block(hsmtest.Decrypt)
+	calls := h.root.Calls(hsmtest.Decrypt)
+	old := make(chan string, 1)
+	go func() { secret, _ := h.OpenMaterial(context.Background(), ids[0]); old <- string(secret) }()
+	eventually(t, "call", func() bool { return h.root.Calls(hsmtest.Decrypt) > calls })
+	m, err := h.SealMaterial(context.Background(), ids[0], []byte("replaced"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.commit(func(txn *Txn) { txn.PutMaterial(m, AnyRevision) })
+	later := make(chan string, 1)
+	go func() { secret, _ := h.OpenMaterial(context.Background(), ids[0]); later <- string(secret) }()
+	eventually(t, "second caller", func() bool {
+		h.opens.mu.Lock()
+		defer h.opens.mu.Unlock()
+		callers := 0
+		for _, f := range h.opens.flights {
+			callers += f.users - 1
+		}
+		return callers == 2
+	})
+	release()
+	if s := <-old; s != "secret 0" {
+		t.Errorf("the first got %q", s)
+	}
+	if s := <-later; s != "replaced" {
+		t.Errorf("the second got %q", s)
+	}
 }
 
 // TestRootFaults: each row breaks the root; the error passes through, nothing is
