@@ -12,7 +12,7 @@ RACE = ./batch/... ./daemon ./daemon/sigv4/... ./daemon/kms/... ./engine/... ./h
 .PHONY: build run demo test testrace prepare bench fuzz lint generate check-generated clean
 
 build:
-	$(GO) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/keymill ./tools/keymill
+	$(GO) build -ldflags '-X main.version=$(VERSION)' -o bin/keymill ./tools/keymill
 
 # Serves on 127.0.0.1:4599 with the embedded default; ARGS go to keymill serve.
 run: build

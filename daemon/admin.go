@@ -46,13 +46,6 @@ func (s *Server) adminMux() *http.ServeMux {
 	return mux
 }
 
-// # The control socket
-//
-// Verbs that change something or write somewhere are served on a Unix socket in
-// the data directory and nowhere else. The directory is 0700 and the socket
-// 0600, so whoever can connect could read the store's files anyway: the file
-// system is the authorisation, and there is no token to keep or to leak.
-
 // controlName is the control socket's name in the data directory.
 const controlName = "control.sock"
 
@@ -67,6 +60,7 @@ type controlAnswer struct {
 	Error string `json:"error,omitempty"`
 }
 
+// controlMux answers on the control socket: all of adminMux, and verbs.
 func (s *Server) controlMux() *http.ServeMux {
 	mux := s.adminMux()
 	mux.HandleFunc("POST /backup", func(w http.ResponseWriter, r *http.Request) {

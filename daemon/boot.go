@@ -17,15 +17,7 @@ import (
 	"keymill/keystore"
 )
 
-// # The data directory
-//
-//	store/        the key store; sealed, but for its file names
-//	root.key      the software root; whoever has it and the store has every key
-//	credentials   the root access key, for the AWS tools
-//	control.sock  while a daemon runs: where keymill backup reaches it
-//
-// A backup holds the store alone. The root key and the credentials are brought
-// separately, on purpose.
+// Names in the data directory; the package comment says what they hold.
 const (
 	storeName   = "store"
 	rootKeyName = "root.key"
@@ -96,8 +88,10 @@ func (s *Server) makeDataDir() error {
 // warn says at every start what an operator could otherwise take for granted.
 func (s *Server) warn(root hsm.Root) {
 	info := root.Info()
-	s.log.Info("root of trust", "kind", info.Kind, "location", info.Location, "token", info.Token, "serial", info.Serial,
-		"model", info.Model, "mechanism", info.Mechanism)
+	if info.Kind == hsm.KindPKCS11 {
+		s.log.Info("root of trust", "module", info.Location, "token", info.Token, "serial", info.Serial,
+			"model", info.Model, "mechanism", info.Mechanism)
+	}
 	for _, notice := range info.Notices {
 		s.log.Warn(notice, "location", info.Location)
 	}
@@ -117,7 +111,8 @@ func (s *Server) warn(root hsm.Root) {
 type StoreOptions struct {
 	// Create makes the root key and the store when the data directory has none.
 	Create bool
-	// Clock, Logger and OnFatal are the store's; see keystore.Options.
+	// Clock and OnFatal are the store's; see keystore.Options. Logger is also
+	// the token's.
 	Clock   func() time.Time
 	Logger  *slog.Logger
 	OnFatal func(error)
@@ -135,7 +130,7 @@ func OpenStore(ctx context.Context, cfg Config, o StoreOptions) (hsm.Root, *keys
 	if !exists && !o.Create {
 		return nil, nil, fmt.Errorf("data: %s holds no key store", cfg.Data)
 	}
-	root, err := openRoot(cfg, o.Create && !exists)
+	root, err := openRoot(cfg, o.Create && !exists, o.Logger)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -155,9 +150,9 @@ func OpenStore(ctx context.Context, cfg Config, o StoreOptions) (hsm.Root, *keys
 
 // openRoot opens the root of trust. A missing root key file is made only for a
 // store that is yet to be made: for any other, a new key could not open it.
-func openRoot(cfg Config, create bool) (hsm.Root, error) {
+func openRoot(cfg Config, create bool, log *slog.Logger) (hsm.Root, error) {
 	if cfg.HSMModule != "" {
-		return hsm.OpenPKCS11(PKCS11Config(cfg))
+		return hsm.OpenPKCS11(PKCS11Config(cfg, log))
 	}
 	path := filepath.Join(cfg.Data, rootKeyName)
 	root, err := hsm.OpenSoftware(path, hsm.SoftwareOptions{Create: create})
@@ -167,9 +162,9 @@ func openRoot(cfg Config, create bool) (hsm.Root, error) {
 	return root, err
 }
 
-// PKCS11Config returns what cfg says about the token.
-func PKCS11Config(cfg Config) hsm.PKCS11Config {
-	return hsm.PKCS11Config{Module: cfg.HSMModule, TokenLabel: cfg.HSMToken, PINFile: cfg.HSMPINFile}
+// PKCS11Config returns what cfg says about the token. A nil log is slog.Default().
+func PKCS11Config(cfg Config, log *slog.Logger) hsm.PKCS11Config {
+	return hsm.PKCS11Config{Module: cfg.HSMModule, TokenLabel: cfg.HSMToken, PINFile: cfg.HSMPINFile, Logger: log}
 }
 
 // explain adds what to do to the errors an operator meets at start.

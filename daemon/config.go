@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"keymill/daemon/kms"
@@ -244,7 +245,7 @@ func parseAddress(s string) (address, error) {
 	if err != nil {
 		return address{}, fmt.Errorf("%q is no address; use HOST:PORT or unix:PATH", s)
 	}
-	if _, err := net.LookupPort("tcp", port); err != nil || port == "" {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return address{}, fmt.Errorf("%q has no port number; use HOST:PORT or unix:PATH", s)
 	}
 	return address{"tcp", s}, nil

@@ -85,7 +85,7 @@ func newAccessKey() *accessKey {
 func writeCredentials(path string, a *accessKey, account, region string) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Keymill: the root access key of account %s. Whoever has it may use every key.\n", account)
-	fmt.Fprintf(&b, "# The daemon's region is %s; give it with --region or AWS_REGION.\n", region)
+	fmt.Fprintf(&b, "# The daemon's region is %s; give it with --region or AWS_DEFAULT_REGION.\n", region)
 	fmt.Fprintf(&b, "[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", a.id, a.secret)
 	defer arena.Wipe(b.Bytes())
 	return writeDurably(path, b.Bytes())

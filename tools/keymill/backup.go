@@ -51,7 +51,7 @@ func backup(ctx context.Context, conf daemon.Config, to string) (err error) {
 		return err
 	}
 	syscall.Umask(0o077)
-	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{})
+	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet})
 	if err != nil {
 		return err
 	}

@@ -192,3 +192,44 @@ func TestPrintConfigReplays(t *testing.T) {
 		}
 	}
 }
+
+// FuzzConfigFile: whatever a file holds, it is refused or gives a configuration
+// that --print-config prints as a file for the same one.
+func FuzzConfigFile(f *testing.F) {
+	samples, _ := filepath.Glob("testdata/*.yml")
+	for _, path := range samples {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	file := filepath.Join(f.TempDir(), "keymill.yml")
+	f.Fuzz(func(t *testing.T, text []byte) {
+		read := func(text []byte) (daemon.Config, error) {
+			if err := os.WriteFile(file, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, _, err := load(t, nil, "--config", file)
+			if len(got.Regions) == 0 {
+				got.Regions = nil
+			}
+			return got, err
+		}
+		want, err := read(text)
+		if err != nil {
+			return
+		}
+		var out bytes.Buffer
+		if err := printConfig(&out, want); err != nil {
+			t.Fatal(err)
+		}
+		got, err := read(out.Bytes())
+		if err != nil {
+			t.Fatalf("%v\n%s", err, &out)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+}

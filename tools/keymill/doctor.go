@@ -56,7 +56,7 @@ The exit status is 0 when everything that was examined is sound.`,
 }
 
 func inspectHSM(w io.Writer, conf daemon.Config) error {
-	report, err := hsm.Inspect(daemon.PKCS11Config(conf))
+	report, err := hsm.Inspect(daemon.PKCS11Config(conf, quiet))
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func inspectHSM(w io.Writer, conf daemon.Config) error {
 
 // verifyStore checks every record and shows how far it is, on a terminal.
 func verifyStore(ctx context.Context, w io.Writer, conf daemon.Config) (err error) {
-	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{})
+	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet})
 	if errors.Is(err, keystore.ErrLocked) {
 		return fmt.Errorf("%w; stop the daemon first", err)
 	}

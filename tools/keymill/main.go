@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -22,6 +23,10 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// quiet shows what commands other than serve have to say of their surroundings:
+// no progress, only what is wrong.
+var quiet = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
