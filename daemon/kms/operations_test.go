@@ -523,6 +523,12 @@ func TestRefusedBeforeTheOperation(t *testing.T) {
 		{"target of another service", func(r *sigv4test.Request) { r.Set("X-Amz-Target", "DynamoDB_20120810.ListTables") }, 400, "UnknownOperationException"},
 		{"no target", func(r *sigv4test.Request) { r.Headers = slices.Delete(r.Headers, 2, 3) }, 400, "UnknownOperationException"},
 		{"no signature", func(r *sigv4test.Request) { r.Set("unsigned", "1") }, 400, "MissingAuthenticationTokenException"},
+		{"presigned", func(r *sigv4test.Request) {
+			r.Set("unsigned", "1")
+			r.Query = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Target=TrentService.ListKeys&X-Amz-Signature=00"
+			r.Headers = slices.Delete(r.Headers, 2, 3)
+		}, 400, "IncompleteSignatureException"},
+		{"query", func(r *sigv4test.Request) { r.Query = "a=b" }, 200, ""},
 		{"garbage signature", func(r *sigv4test.Request) { r.Set("Authorization", "AWS4-HMAC-SHA256 x") }, 400, "IncompleteSignatureException"},
 		{"body not JSON", func(r *sigv4test.Request) { r.Body = "{]" }, 400, "SerializationException"},
 		{"wrong type", func(r *sigv4test.Request) { r.Body = `{"Limit":"1"}`; r.Set("Content-Length", "13") }, 400, "SerializationException"},

@@ -61,31 +61,40 @@ func (x *exchange) serve() (err error) {
 func (x *exchange) route() error {
 	req := &x.ctx.Request
 	x.readHeaders(req.Header.RawHeaders())
-	if !req.Header.IsPost() {
-		return wire.NewError(wire.UnknownOperationException, "Requests to this endpoint use POST, not %s.", clip(req.Header.Method())).WithStatus(fasthttp.StatusMethodNotAllowed)
-	}
-	uri := req.Header.RequestURI()
-	path, query, _ := bytes.Cut(uri, []byte{'?'})
-	if string(path) != "/" && !presigned(query) {
-		return wire.NewError(wire.UnknownOperationException, "Requests to this endpoint use the path /, not %s.", clip(path)).WithStatus(fasthttp.StatusNotFound)
-	}
+	path, query, _ := bytes.Cut(req.Header.RequestURI(), []byte{'?'})
 	x.signed.Method, x.signed.Path, x.signed.Query = req.Header.Method(), path, query
 	x.signed.Headers = x.headers
 	x.signed.Body = req.Body()
 
-	if ct := mediaType(x.header("content-type")); !equalFold(ct, wire.ContentType) {
-		return wire.NewError(wire.UnknownOperationException, "Requests to this endpoint have the Content-Type %s, not %q.", wire.ContentType, clip(ct)).WithStatus(fasthttp.StatusUnsupportedMediaType)
+	if presigned(query) { // it may lack the headers below; the signature check refuses it by name
+		if err := x.authenticate(); err != nil {
+			return err
+		}
+	}
+	switch ct := mediaType(x.header("content-type")); {
+	case !req.Header.IsPost():
+		return misdirected(fasthttp.StatusMethodNotAllowed, "Requests to this endpoint use POST, not %s.", clip(req.Header.Method()))
+	case string(path) != "/":
+		return misdirected(fasthttp.StatusNotFound, "Requests to this endpoint use the path /, not %s.", clip(path))
+	case !equalFold(ct, wire.ContentType):
+		return misdirected(fasthttp.StatusUnsupportedMediaType, "Requests to this endpoint have the Content-Type "+wire.ContentType+", not %q.", clip(ct))
 	}
 	target := x.header("x-amz-target")
 	op, ok := wire.OpByTarget(target)
 	if !ok {
-		if len(target) == 0 {
-			return wire.NewError(wire.UnknownOperationException, "The request has no X-Amz-Target header; it names the operation, as in TrentService.Encrypt.")
-		}
-		return wire.NewError(wire.UnknownOperationException, "X-Amz-Target %q is not an operation of AWS KMS.", clip(target))
+		return wire.NewError(wire.UnknownOperationException, "no such X-Amz-Target: %q", clip(target))
 	}
 	x.row = &operations[op]
 	return nil
+}
+
+// misdirected is the answer to what is not an AWS JSON request at all. AWS KMS
+// says nothing more about an unknown operation; who sent something else by hand
+// is told what to change.
+func misdirected(status int, format, what string) error {
+	e := wire.NewError(wire.UnknownOperationException, format, what).WithStatus(status)
+	e.NoMessage = false
+	return e
 }
 
 // readHeaders splits the header block as it was sent, repeated and folded lines
@@ -149,9 +158,8 @@ func mediaType(ct []byte) []byte {
 	return bytes.TrimSpace(ct)
 }
 
-// presigned tells whether a query carries a signature, so that the signature
-// check may refuse it by name.
-func presigned(query []byte) bool { return bytes.Contains(query, []byte("X-Amz-")) }
+// presigned tells whether a query carries a signature.
+func presigned(query []byte) bool { return bytes.Contains(query, []byte("X-Amz-Algorithm=")) }
 
 // clip bounds what an error repeats of the request's head.
 func clip(b []byte) string {
