@@ -54,7 +54,7 @@ generate:
 # Fails when a generated file is not what its generator makes.
 check-generated:
 	@sums() { grep -rl --include='*.go' '^// Code generated ' . | sort | xargs cksum; }; \
-	before=$$(sums); $(MAKE) -s generate; after=$$(sums); \
+	before=$$(sums); $(MAKE) -s generate || exit 1; after=$$(sums); \
 	[ "$$before" = "$$after" ] || { echo "generated files were stale; make generate has renewed them:"; \
 		printf '%s\n%s\n' "$$before" "$$after" | sort | uniq -u | awk '{print "  " $$3}' | sort -u; exit 1; }
 

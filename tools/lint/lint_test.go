@@ -20,11 +20,11 @@ const module = "keymill"
 // entry names that; a package may always import its own room. Tests follow the
 // same arrows.
 //
-//	tools -> perf, fuzz -> daemon -> engine, keystore -> hsm -> batch
+//	tools -> fuzz -> perf -> daemon -> engine, keystore -> hsm -> batch
 //	daemon -> kms -> policy, quota, audit -> sigv4 -> wire
 var arrows = map[string][]string{
 	"tools":         {"perf", "fuzz", "daemon", "engine", "keystore", "hsm", "batch"},
-	"fuzz":          {"daemon", "engine", "keystore", "hsm", "batch"},
+	"fuzz":          {"perf", "daemon", "engine", "keystore", "hsm", "batch"},
 	"perf":          {"daemon", "engine", "keystore", "hsm", "batch"},
 	"daemon":        {"daemon", "engine", "keystore", "hsm", "batch"},
 	"daemon/kms":    {"daemon/policy", "daemon/quota", "daemon/audit", "daemon/sigv4", "daemon/wire", "engine", "keystore", "hsm", "batch"},
