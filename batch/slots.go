@@ -1,9 +1,12 @@
-// Package batch holds what the mill hands work around with. It knows nothing of
-// cryptography and imports nothing of ours.
-//
-// # Slots
-//
-// [Slots] is a fixed set of values of which each has at most one owner at a
+package batch
+
+import (
+	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
+)
+
+// Slots is a fixed set of values of which each has at most one owner at a
 // time. A goroutine that wants one tries to own any of them and never waits: it
 // gets a free slot, or learns that none was found and does its work without.
 // The engine keeps the state of a key's encryption lanes in one, so that a lane
@@ -30,16 +33,8 @@
 // must count what it has sealed; a mutex for each slot, because there is no use
 // in waiting for a slot while others are free; a slot for each processor,
 // because Go tells nobody which one it runs on.
-package batch
-
-import (
-	"math/rand/v2"
-	"runtime"
-	"sync/atomic"
-)
-
-// Slots is a fixed set of exclusively owned values. Make it with [NewSlots]; it
-// must not be copied.
+//
+// Make one with [NewSlots]; it must not be copied.
 type Slots[T any] struct {
 	slots []Slot[T] // immutable; a power of two of them
 }
