@@ -301,3 +301,16 @@ func TestBadPages(t *testing.T) {
 		})
 	}
 }
+
+// keyIDs lists the region's keys.
+func (s *story) keyIDs() []string {
+	s.Helper()
+	var ids []string
+	pages := kms.NewListKeysPaginator(s.Client, &kms.ListKeysInput{Limit: ptr[int32](1000)})
+	for pages.HasMorePages() {
+		for _, k := range must(pages.NextPage(s.ctx()))(s).Keys {
+			ids = append(ids, *k.KeyId)
+		}
+	}
+	return ids
+}

@@ -127,8 +127,8 @@ func (d *Daemon) Command() *exec.Cmd {
 	return cmd
 }
 
-// run starts the process and waits until it is ready.
-func (d *Daemon) run(ctx context.Context) error {
+// startProcess starts the process and does not wait for anything.
+func (d *Daemon) startProcess() error {
 	d.cmd = d.Command()
 	d.cmd.Stdout, d.cmd.Stderr = logWriter{d}, logWriter{d}
 	d.cmd.SysProcAttr = childAttr()
@@ -141,6 +141,14 @@ func (d *Daemon) run(ctx context.Context) error {
 		d.err = d.cmd.Wait()
 		close(done)
 	}()
+	return nil
+}
+
+// run starts the process and waits until it is ready.
+func (d *Daemon) run(ctx context.Context) error {
+	if err := d.startProcess(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {
@@ -148,7 +156,7 @@ func (d *Daemon) run(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-done:
+		case <-d.done:
 			return fmt.Errorf("keymill ended before it was ready: %v\n%s", d.err, d.Log())
 		case <-ctx.Done():
 			d.Kill()
@@ -261,6 +269,7 @@ func (d *Daemon) Environ() []string {
 		"AWS_CONFIG_FILE="+os.DevNull,
 		"AWS_ENDPOINT_URL_KMS="+d.URL(),
 		"AWS_REGION=us-east-1",
+		"AWS_DEFAULT_REGION=us-east-1",
 		"AWS_EC2_METADATA_DISABLED=true",
 		"AWS_PAGER=",
 	)

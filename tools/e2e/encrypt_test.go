@@ -186,16 +186,22 @@ func TestRSAEncryption(t *testing.T) {
 						}
 						bad := bytes.Clone(ciphertext)
 						bad[len(bad)/2] ^= 1
-						for i, c := range [][]byte{bad, ciphertext[1:], append([]byte{1}, ciphertext...), {1}} {
+						for _, c := range [][]byte{bad, ciphertext[1:], append([]byte{1}, ciphertext...), {1}} {
 							_, err := s.Decrypt(s.ctx(), &kms.DecryptInput{KeyId: key.KeyId, CiphertextBlob: c, EncryptionAlgorithm: alg})
-							if err == nil {
-								t.Errorf("%s: bad ciphertext %d was decrypted; the good one begins %x", alg, i, ciphertext[:2])
-							}
 							wantError(t, err, "InvalidCiphertextException", "")
 						}
 					}
 				}
-				_, err := s.Encrypt(s.ctx(), &kms.EncryptInput{KeyId: key.KeyId, Plaintext: make([]byte, limit+1), EncryptionAlgorithm: alg})
+				// A ciphertext is as long as the modulus, also when it begins with a zero.
+				zero := must(rsa.EncryptOAEP(h, rand.Reader, rsaKey, []byte("x"), nil))(t)
+				for zero[0] != 0 {
+					zero = must(rsa.EncryptOAEP(h, rand.Reader, rsaKey, []byte("x"), nil))(t)
+				}
+				must(s.Decrypt(s.ctx(), &kms.DecryptInput{KeyId: key.KeyId, CiphertextBlob: zero, EncryptionAlgorithm: alg}))(t)
+				_, err := s.Decrypt(s.ctx(), &kms.DecryptInput{KeyId: key.KeyId, CiphertextBlob: zero[1:], EncryptionAlgorithm: alg})
+				wantError(t, err, "InvalidCiphertextException", "")
+
+				_, err = s.Encrypt(s.ctx(), &kms.EncryptInput{KeyId: key.KeyId, Plaintext: make([]byte, limit+1), EncryptionAlgorithm: alg})
 				wantError(t, err, "ValidationException", fmt.Sprintf("Algorithm %s and key spec %s cannot encrypt data larger than %d bytes.", alg, tc.spec, limit))
 				_, err = s.Encrypt(s.ctx(), &kms.EncryptInput{KeyId: key.KeyId, Plaintext: []byte("x"), EncryptionAlgorithm: alg, EncryptionContext: map[string]string{"a": "b"}})
 				wantError(t, err, "ValidationException", "...")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -61,7 +62,7 @@ func start(t *testing.T, o Options) *Daemon {
 		o.Binary = binary
 	}
 	if o.Dir == "" {
-		o.Dir = t.TempDir()
+		o.Dir = filepath.Join(t.TempDir(), "data")
 	}
 	d, err := Start(t.Context(), o)
 	if err != nil {
