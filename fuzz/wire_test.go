@@ -71,6 +71,9 @@ var outputs = []func() wire.Output{
 	func() wire.Output { return new(wire.DescribeCustomKeyStoresResponse) },
 	func() wire.Output { return new(wire.GetKeyLastUsageResponse) },
 	func() wire.Output { return new(wire.ScheduleKeyDeletionResponse) },
+	func() wire.Output { return new(wire.GenerateDataKeysResponse) },
+	func() wire.Output { return new(wire.BatchDecryptResponse) },
+	func() wire.Output { return new(wire.BatchVerifyResponse) },
 }
 
 // FuzzWireEncodeRoundTrip fills an answer from the fuzzer's bytes, encodes it
@@ -220,9 +223,10 @@ func FuzzWireError(f *testing.F) {
 func FuzzWireTarget(f *testing.F) {
 	f.Add([]byte("TrentService.GenerateDataKey"))
 	f.Add([]byte("TrentService."))
+	f.Add([]byte("Keymill.BatchSign"))
 	f.Fuzz(func(t *testing.T, target []byte) {
 		op, ok := wire.OpByTarget(target)
-		if ok != (op != wire.OpInvalid) || ok && "TrentService."+op.String() != string(target) {
+		if ok != (op != wire.OpInvalid) || ok && op.Target() != string(target) {
 			t.Errorf("%q finds %v", target, op)
 		}
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/valyala/fasthttp/fasthttputil"
 
 	"keymill/daemon/sigv4/sigv4test"
+	"keymill/daemon/wire"
 	"keymill/hsm/hsmtest"
 	"keymill/keystore"
 )
@@ -101,12 +102,22 @@ func (h *harness) request(op, body string) []byte {
 		Headers: []sigv4test.Header{
 			{"Host", "kms." + h.key.Region + ".amazonaws.com"},
 			{"Content-Type", "application/x-amz-json-1.1"},
-			{"X-Amz-Target", "TrentService." + op},
+			{"X-Amz-Target", target(op)},
 			{"Content-Length", fmt.Sprint(len(body))},
 		},
 	}
 	r.Sign(h.key, h.now)
 	return raw(r)
+}
+
+// target returns the X-Amz-Target of an operation's name.
+func target(name string) string {
+	for op := wire.OpInvalid + 1; op <= wire.NumOps; op++ {
+		if op.String() == name {
+			return op.Target()
+		}
+	}
+	return wire.TargetPrefix + name
 }
 
 func raw(r *sigv4test.Request) []byte {

@@ -17,6 +17,17 @@ func isAlgorithmSpec(s string) bool {
 	return false
 }
 
+const setBulkResponseFormat = "[JSON, BINARY]"
+
+func isBulkResponseFormat(s string) bool {
+	switch s {
+	case "JSON",
+		"BINARY":
+		return true
+	}
+	return false
+}
+
 const setCustomKeyStoreType = "[AWS_CLOUDHSM, EXTERNAL_KEY_STORE]"
 
 func isCustomKeyStoreType(s string) bool {

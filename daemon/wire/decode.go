@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"runtime"
@@ -17,6 +18,10 @@ const (
 	keepItems   = 256
 	// minScratch is the least that is allocated, enough for a usual request.
 	minScratch = 1024
+	// maxItems bounds the strings of lists, and the pairs of maps, of one body.
+	// A body within MaxBody cannot hold as many; a longer one could have cheap
+	// ones by the million.
+	maxItems = 1 << 19
 	// quadratic is the number of map keys up to which each is compared with
 	// all before it; beyond, a Go map finds duplicates.
 	quadratic = 32
@@ -74,15 +79,15 @@ type decodable interface {
 }
 
 // decodeBody is the common part of the DecodeJSON methods.
-func decodeBody(d *Decoder, r decodable, body []byte) error {
+func decodeBody(d *Decoder, r decodable, body []byte, bound int) error {
 	d.Reset()
 	r.Reset()
 	if len(body) == 0 {
 		return nil
 	}
 	d.b = body
-	if len(body) > MaxBody {
-		d.fail("The body is longer than " + strconv.Itoa(MaxBody) + " bytes")
+	if len(body) > bound {
+		d.fail("The body is longer than " + strconv.Itoa(bound) + " bytes")
 		return d.err
 	}
 	d.space()
@@ -353,7 +358,11 @@ scan:
 // refusal below is a second line of defence.
 func (d *Decoder) room(n int) bool {
 	if len(d.scratch) == 0 {
-		if need := 2 * len(d.b); cap(d.scratch) < need {
+		need := 2 * len(d.b)
+		if need > 2*keepScratch && bytes.IndexByte(d.b, '\\') < 0 {
+			need /= 2 // nothing to unescape, only blobs
+		}
+		if cap(d.scratch) < need {
 			d.scratch = make([]byte, 0, max(need, minScratch))
 		}
 	}
@@ -461,6 +470,9 @@ func (d *Decoder) strings() []string {
 			break
 		}
 		d.strs = append(d.strs, d.str())
+		if len(d.strs) > maxItems {
+			d.fail("The body has too many strings in lists")
+		}
 	}
 	return d.strs[from:len(d.strs):len(d.strs)]
 }
@@ -478,11 +490,32 @@ func (d *Decoder) pairList() []Pair {
 			break
 		}
 		d.pairs = append(d.pairs, Pair{key, d.str()})
+		if len(d.pairs) > maxItems {
+			d.fail("The body has too many entries in maps")
+		}
 	}
 	out := d.pairs[from:len(d.pairs):len(d.pairs)]
 	d.name = field
 	if d.err == nil && repeated(out) {
 		d.wrong("has a key more than once")
+	}
+	return out
+}
+
+// pairLists decodes a list of maps of strings. Of more than limit, one is kept.
+func (d *Decoder) pairLists(limit int) [][]Pair {
+	out := [][]Pair{}
+	name := d.name
+	for more := d.firstItem(); more; more = d.nextItem() {
+		if d.name = name; d.peek() != '{' {
+			d.wrong("must be a list of maps of strings")
+			break
+		}
+		if len(out) <= limit {
+			out = append(out, d.pairList())
+		} else {
+			out[limit] = d.pairList()
+		}
 	}
 	return out
 }
@@ -505,20 +538,26 @@ func repeated(pairs []Pair) bool {
 	return false
 }
 
-// decodeList decodes a list of structures.
+// decodeList decodes a list of structures. Those beyond limit+1 are decoded and
+// forgotten: one too many is enough for the validator to say so, and a long
+// body full of {} must not become a list of millions.
 func decodeList[T any, P interface {
 	*T
 	decode(*Decoder)
-}](d *Decoder) []T {
+}](d *Decoder, limit int) []T {
 	out := []T{}
 	name := d.name
+	var zero T
 	for more := d.firstItem(); more; more = d.nextItem() {
-		var zero T
 		if d.name = name; d.peek() != '{' {
 			d.wrong("must be a list of objects")
 			break
 		}
-		out = append(out, zero)
+		if len(out) <= limit {
+			out = append(out, zero)
+		} else {
+			out[limit] = zero
+		}
 		P(&out[len(out)-1]).decode(d)
 	}
 	return out

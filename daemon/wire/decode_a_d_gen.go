@@ -4,7 +4,7 @@ package wire
 
 // DecodeJSON implements [Input].
 func (r *CancelKeyDeletionRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *CancelKeyDeletionRequest) decode(d *Decoder) {
@@ -24,7 +24,7 @@ func (r *CancelKeyDeletionRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *ConnectCustomKeyStoreRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *ConnectCustomKeyStoreRequest) decode(d *Decoder) {
@@ -43,7 +43,9 @@ func (r *ConnectCustomKeyStoreRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *CreateAliasRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *CreateAliasRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *CreateAliasRequest) decode(d *Decoder) {
 	var seen uint32
@@ -67,7 +69,7 @@ func (r *CreateAliasRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *CreateCustomKeyStoreRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *CreateCustomKeyStoreRequest) decode(d *Decoder) {
@@ -136,7 +138,9 @@ func (r *CreateCustomKeyStoreRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *CreateGrantRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *CreateGrantRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *CreateGrantRequest) decode(d *Decoder) {
 	var seen uint32
@@ -186,7 +190,9 @@ func (r *CreateGrantRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *CreateKeyRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *CreateKeyRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *CreateKeyRequest) decode(d *Decoder) {
 	var seen uint32
@@ -237,7 +243,7 @@ func (r *CreateKeyRequest) decode(d *Decoder) {
 			}
 		case "Tags":
 			if d.present(&seen, 1<<9) {
-				r.Tags = decodeList[Tag](d)
+				r.Tags = decodeList[Tag](d, maxItems)
 			}
 		case "XksKeyId":
 			if d.present(&seen, 1<<10) {
@@ -251,7 +257,9 @@ func (r *CreateKeyRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *DecryptRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *DecryptRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *DecryptRequest) decode(d *Decoder) {
 	var seen uint32
@@ -299,7 +307,9 @@ func (r *DecryptRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *DeleteAliasRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *DeleteAliasRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *DeleteAliasRequest) decode(d *Decoder) {
 	var seen uint32
@@ -318,7 +328,7 @@ func (r *DeleteAliasRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *DeleteCustomKeyStoreRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *DeleteCustomKeyStoreRequest) decode(d *Decoder) {
@@ -338,7 +348,7 @@ func (r *DeleteCustomKeyStoreRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *DeleteImportedKeyMaterialRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *DeleteImportedKeyMaterialRequest) decode(d *Decoder) {
@@ -363,7 +373,7 @@ func (r *DeleteImportedKeyMaterialRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *DeriveSharedSecretRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *DeriveSharedSecretRequest) decode(d *Decoder) {
@@ -405,7 +415,7 @@ func (r *DeriveSharedSecretRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *DescribeCustomKeyStoresRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *DescribeCustomKeyStoresRequest) decode(d *Decoder) {
@@ -438,7 +448,9 @@ func (r *DescribeCustomKeyStoresRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *DescribeKeyRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *DescribeKeyRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *DescribeKeyRequest) decode(d *Decoder) {
 	var seen uint32
@@ -460,7 +472,9 @@ func (r *DescribeKeyRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *DisableKeyRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *DisableKeyRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *DisableKeyRequest) decode(d *Decoder) {
 	var seen uint32
@@ -479,7 +493,7 @@ func (r *DisableKeyRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *DisableKeyRotationRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *DisableKeyRotationRequest) decode(d *Decoder) {
@@ -499,7 +513,7 @@ func (r *DisableKeyRotationRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *DisconnectCustomKeyStoreRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *DisconnectCustomKeyStoreRequest) decode(d *Decoder) {

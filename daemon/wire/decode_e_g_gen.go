@@ -3,7 +3,9 @@
 package wire
 
 // DecodeJSON implements [Input].
-func (r *EnableKeyRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *EnableKeyRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *EnableKeyRequest) decode(d *Decoder) {
 	var seen uint32
@@ -22,7 +24,7 @@ func (r *EnableKeyRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *EnableKeyRotationRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *EnableKeyRotationRequest) decode(d *Decoder) {
@@ -45,7 +47,9 @@ func (r *EnableKeyRotationRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *EncryptRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *EncryptRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *EncryptRequest) decode(d *Decoder) {
 	var seen uint32
@@ -85,7 +89,7 @@ func (r *EncryptRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GenerateDataKeyPairRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GenerateDataKeyPairRequest) decode(d *Decoder) {
@@ -127,7 +131,7 @@ func (r *GenerateDataKeyPairRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GenerateDataKeyPairWithoutPlaintextRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GenerateDataKeyPairWithoutPlaintextRequest) decode(d *Decoder) {
@@ -164,7 +168,7 @@ func (r *GenerateDataKeyPairWithoutPlaintextRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GenerateDataKeyRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GenerateDataKeyRequest) decode(d *Decoder) {
@@ -210,7 +214,7 @@ func (r *GenerateDataKeyRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GenerateDataKeyWithoutPlaintextRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GenerateDataKeyWithoutPlaintextRequest) decode(d *Decoder) {
@@ -250,7 +254,9 @@ func (r *GenerateDataKeyWithoutPlaintextRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *GenerateMacRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *GenerateMacRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *GenerateMacRequest) decode(d *Decoder) {
 	var seen uint32
@@ -286,7 +292,7 @@ func (r *GenerateMacRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GenerateRandomRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GenerateRandomRequest) decode(d *Decoder) {
@@ -315,7 +321,7 @@ func (r *GenerateRandomRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GetKeyLastUsageRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GetKeyLastUsageRequest) decode(d *Decoder) {
@@ -335,7 +341,7 @@ func (r *GetKeyLastUsageRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GetKeyPolicyRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GetKeyPolicyRequest) decode(d *Decoder) {
@@ -360,7 +366,7 @@ func (r *GetKeyPolicyRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GetKeyRotationStatusRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GetKeyRotationStatusRequest) decode(d *Decoder) {
@@ -380,7 +386,7 @@ func (r *GetKeyRotationStatusRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GetParametersForImportRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GetParametersForImportRequest) decode(d *Decoder) {
@@ -410,7 +416,7 @@ func (r *GetParametersForImportRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *GetPublicKeyRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *GetPublicKeyRequest) decode(d *Decoder) {

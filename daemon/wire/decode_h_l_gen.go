@@ -4,7 +4,7 @@ package wire
 
 // DecodeJSON implements [Input].
 func (r *ImportKeyMaterialRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *ImportKeyMaterialRequest) decode(d *Decoder) {
@@ -55,7 +55,9 @@ func (r *ImportKeyMaterialRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *ListAliasesRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *ListAliasesRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *ListAliasesRequest) decode(d *Decoder) {
 	var seen uint32
@@ -82,7 +84,9 @@ func (r *ListAliasesRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *ListGrantsRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *ListGrantsRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *ListGrantsRequest) decode(d *Decoder) {
 	var seen uint32
@@ -120,7 +124,7 @@ func (r *ListGrantsRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *ListKeyPoliciesRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *ListKeyPoliciesRequest) decode(d *Decoder) {
@@ -149,7 +153,7 @@ func (r *ListKeyPoliciesRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *ListKeyRotationsRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *ListKeyRotationsRequest) decode(d *Decoder) {
@@ -182,7 +186,9 @@ func (r *ListKeyRotationsRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *ListKeysRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *ListKeysRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *ListKeysRequest) decode(d *Decoder) {
 	var seen uint32
@@ -205,7 +211,7 @@ func (r *ListKeysRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *ListResourceTagsRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *ListResourceTagsRequest) decode(d *Decoder) {
@@ -234,7 +240,7 @@ func (r *ListResourceTagsRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *ListRetirableGrantsRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *ListRetirableGrantsRequest) decode(d *Decoder) {

@@ -4,7 +4,7 @@ package wire
 
 // DecodeJSON implements [Input].
 func (r *PutKeyPolicyRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *PutKeyPolicyRequest) decode(d *Decoder) {
@@ -37,7 +37,9 @@ func (r *PutKeyPolicyRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *ReEncryptRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *ReEncryptRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *ReEncryptRequest) decode(d *Decoder) {
 	var seen uint32
@@ -114,7 +116,7 @@ func (r *RecipientInfo) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *ReplicateKeyRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *ReplicateKeyRequest) decode(d *Decoder) {
@@ -147,7 +149,7 @@ func (r *ReplicateKeyRequest) decode(d *Decoder) {
 			}
 		case "Tags":
 			if d.present(&seen, 1<<5) {
-				r.Tags = decodeList[Tag](d)
+				r.Tags = decodeList[Tag](d, maxItems)
 			}
 		default:
 			d.skip()
@@ -156,7 +158,9 @@ func (r *ReplicateKeyRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *RetireGrantRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *RetireGrantRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *RetireGrantRequest) decode(d *Decoder) {
 	var seen uint32
@@ -188,7 +192,9 @@ func (r *RetireGrantRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *RevokeGrantRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *RevokeGrantRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *RevokeGrantRequest) decode(d *Decoder) {
 	var seen uint32
@@ -216,7 +222,7 @@ func (r *RevokeGrantRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *RotateKeyOnDemandRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *RotateKeyOnDemandRequest) decode(d *Decoder) {
@@ -236,7 +242,7 @@ func (r *RotateKeyOnDemandRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *ScheduleKeyDeletionRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *ScheduleKeyDeletionRequest) decode(d *Decoder) {
@@ -259,7 +265,9 @@ func (r *ScheduleKeyDeletionRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *SignRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *SignRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *SignRequest) decode(d *Decoder) {
 	var seen uint32
@@ -319,7 +327,9 @@ func (r *Tag) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *TagResourceRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *TagResourceRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *TagResourceRequest) decode(d *Decoder) {
 	var seen uint32
@@ -332,7 +342,7 @@ func (r *TagResourceRequest) decode(d *Decoder) {
 			}
 		case "Tags":
 			if d.present(&seen, 1<<1) {
-				r.Tags = decodeList[Tag](d)
+				r.Tags = decodeList[Tag](d, maxItems)
 			}
 		default:
 			d.skip()
@@ -342,7 +352,7 @@ func (r *TagResourceRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *UntagResourceRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *UntagResourceRequest) decode(d *Decoder) {
@@ -365,7 +375,9 @@ func (r *UntagResourceRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *UpdateAliasRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *UpdateAliasRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *UpdateAliasRequest) decode(d *Decoder) {
 	var seen uint32
@@ -389,7 +401,7 @@ func (r *UpdateAliasRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *UpdateCustomKeyStoreRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *UpdateCustomKeyStoreRequest) decode(d *Decoder) {
@@ -454,7 +466,7 @@ func (r *UpdateCustomKeyStoreRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *UpdateKeyDescriptionRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *UpdateKeyDescriptionRequest) decode(d *Decoder) {
@@ -479,7 +491,7 @@ func (r *UpdateKeyDescriptionRequest) decode(d *Decoder) {
 
 // DecodeJSON implements [Input].
 func (r *UpdatePrimaryRegionRequest) DecodeJSON(d *Decoder, body []byte) error {
-	return decodeBody(d, r, body)
+	return decodeBody(d, r, body, MaxBody)
 }
 
 func (r *UpdatePrimaryRegionRequest) decode(d *Decoder) {
@@ -503,7 +515,9 @@ func (r *UpdatePrimaryRegionRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *VerifyMacRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *VerifyMacRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *VerifyMacRequest) decode(d *Decoder) {
 	var seen uint32
@@ -542,7 +556,9 @@ func (r *VerifyMacRequest) decode(d *Decoder) {
 }
 
 // DecodeJSON implements [Input].
-func (r *VerifyRequest) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }
+func (r *VerifyRequest) DecodeJSON(d *Decoder, body []byte) error {
+	return decodeBody(d, r, body, MaxBody)
+}
 
 func (r *VerifyRequest) decode(d *Decoder) {
 	var seen uint32

@@ -30,13 +30,26 @@
 // nothing. Decoded blobs may be plaintext, so [Decoder.Reset] wipes them. The
 // body holds the same in Base64; its owner wipes it.
 //
+// A decoder's memory for one body is bounded by twice the body's length, or by
+// its length when there is no escape in a body over 64 KiB: with the bound of
+// [Op.MaxBody] that is 2 MiB for an operation of AWS KMS and 16 MiB for one of
+// ours. On top come 32 bytes for each map entry and 16 for each string of a
+// list, 524,288 of either at most, and a list's structures: as many as the model
+// allows, or 524,288, of up to 80 bytes.
+//
+// # Operations of our own
+//
+// Operations that AWS KMS lacks have a model of their own in the same form and
+// the prefix "Keymill." in X-Amz-Target. Their [Op] values come after the
+// service's, so that those never change.
+//
 // # What is accepted
 //
 // Each of these has one outcome, for every operation. "Refused" means a
 // SerializationException (400) and a structure left empty.
 //
 //	empty body                       as {}
-//	body over MaxBody                refused (the pipeline answers 413 earlier)
+//	body over the operation's bound  refused (the pipeline answers 413 earlier)
 //	not an object, trailing data     refused
 //	byte order mark                  refused
 //	bytes that are not UTF-8         refused, also in members nobody reads
@@ -77,4 +90,4 @@
 // written as []. Timestamps are seconds with up to three decimals.
 package wire
 
-//go:generate go run keymill/tools/wiregen -model model/kms-2014-11-01.json -overlay model/overlay.json -out .
+//go:generate go run keymill/tools/wiregen -model model/kms-2014-11-01.json -extension model/keymill-2026-11-01.json -overlay model/overlay.json -out .

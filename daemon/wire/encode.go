@@ -88,6 +88,17 @@ func appendPairs(dst []byte, pairs []Pair) []byte {
 	return closeObject(dst)
 }
 
+func appendPairLists(dst []byte, list [][]Pair) []byte {
+	dst = append(dst, '[')
+	for i, pairs := range list {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendPairs(dst, pairs)
+	}
+	return append(dst, ']')
+}
+
 func appendStrings(dst []byte, list []string) []byte {
 	dst = append(dst, '[')
 	for i, s := range list {

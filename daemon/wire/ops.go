@@ -1,12 +1,18 @@
 package wire
 
-// Op is an operation of the service.
+import "bytes"
+
+var servicePrefix, extensionPrefix = []byte(TargetPrefix), []byte(ExtensionPrefix)
+
+// Op is an operation of the service or of ours.
 type Op uint8
 
 type opInfo struct {
-	name   string
-	body   bodyKind
-	errors []Code
+	name    string
+	target  string
+	body    bodyKind
+	errors  []Code
+	maxBody int
 }
 
 type bodyKind uint8
@@ -25,6 +31,12 @@ func (op Op) String() string {
 	return opTable[op].name
 }
 
+// Target returns what X-Amz-Target says for the operation.
+func (op Op) Target() string { return opTable[op].target }
+
+// MaxBody returns the bound, in bytes, of the operation's request body.
+func (op Op) MaxBody() int { return opTable[op].maxBody }
+
 // HasBody tells whether a successful answer has a body, be it {}.
 func (op Op) HasBody() bool { return opTable[op].body != noBody }
 
@@ -35,9 +47,11 @@ func (op Op) Errors() []Code { return opTable[op].errors }
 // OpByTarget finds the operation that an X-Amz-Target header names. Names are
 // case-exact.
 func OpByTarget(target []byte) (Op, bool) {
-	if len(target) < len(TargetPrefix) || string(target[:len(TargetPrefix)]) != TargetPrefix {
-		return OpInvalid, false
+	op := OpInvalid
+	if name, ok := bytes.CutPrefix(target, servicePrefix); ok {
+		op = opByName(name)
+	} else if name, ok := bytes.CutPrefix(target, extensionPrefix); ok {
+		op = extensionByName(name)
 	}
-	op := opByName(target[len(TargetPrefix):])
 	return op, op != OpInvalid
 }

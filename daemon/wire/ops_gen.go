@@ -59,67 +59,80 @@ const (
 	OpUpdatePrimaryRegion
 	OpVerify
 	OpVerifyMac
+	OpBatchDecrypt
+	OpBatchEncrypt
+	OpBatchSign
+	OpBatchVerify
+	OpGenerateDataKeys
 )
 
 // NumOps is the number of operations; valid ones are 1 to NumOps.
-const NumOps = 54
+const NumOps = 59
 
 var opTable = [NumOps + 1]opInfo{
-	OpCancelKeyDeletion:                   {"CancelKeyDeletion", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpConnectCustomKeyStore:               {"ConnectCustomKeyStore", emptyObject, []Code{CloudHsmClusterInvalidConfigurationException, CloudHsmClusterNotActiveException, CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, KMSInternalException}},
-	OpCreateAlias:                         {"CreateAlias", noBody, []Code{AlreadyExistsException, DependencyTimeoutException, InvalidAliasNameException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException}},
-	OpCreateCustomKeyStore:                {"CreateCustomKeyStore", someBody, []Code{CloudHsmClusterInUseException, CloudHsmClusterInvalidConfigurationException, CloudHsmClusterNotActiveException, CloudHsmClusterNotFoundException, CustomKeyStoreNameInUseException, IncorrectTrustAnchorException, KMSInternalException, LimitExceededException, XksProxyIncorrectAuthenticationCredentialException, XksProxyInvalidConfigurationException, XksProxyInvalidResponseException, XksProxyUriEndpointInUseException, XksProxyUriInUseException, XksProxyUriUnreachableException, XksProxyVpcEndpointServiceInUseException, XksProxyVpcEndpointServiceInvalidConfigurationException, XksProxyVpcEndpointServiceNotFoundException}},
-	OpCreateGrant:                         {"CreateGrant", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidArnException, InvalidGrantTokenException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException}},
-	OpCreateKey:                           {"CreateKey", someBody, []Code{CloudHsmClusterInvalidConfigurationException, CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, DependencyTimeoutException, InvalidArnException, KMSInternalException, LimitExceededException, MalformedPolicyDocumentException, TagException, UnsupportedOperationException, XksKeyAlreadyInUseException, XksKeyInvalidConfigurationException, XksKeyNotFoundException}},
-	OpDecrypt:                             {"Decrypt", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, IncorrectKeyException, InvalidCiphertextException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpDeleteAlias:                         {"DeleteAlias", noBody, []Code{DependencyTimeoutException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpDeleteCustomKeyStore:                {"DeleteCustomKeyStore", emptyObject, []Code{CustomKeyStoreHasCMKsException, CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, KMSInternalException}},
-	OpDeleteImportedKeyMaterial:           {"DeleteImportedKeyMaterial", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}},
-	OpDeriveSharedSecret:                  {"DeriveSharedSecret", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpDescribeCustomKeyStores:             {"DescribeCustomKeyStores", someBody, []Code{CustomKeyStoreNotFoundException, InvalidMarkerException, KMSInternalException}},
-	OpDescribeKey:                         {"DescribeKey", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, NotFoundException}},
-	OpDisableKey:                          {"DisableKey", noBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpDisableKeyRotation:                  {"DisableKeyRotation", noBody, []Code{DependencyTimeoutException, DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}},
-	OpDisconnectCustomKeyStore:            {"DisconnectCustomKeyStore", emptyObject, []Code{CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, KMSInternalException}},
-	OpEnableKey:                           {"EnableKey", noBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException}},
-	OpEnableKeyRotation:                   {"EnableKeyRotation", noBody, []Code{DependencyTimeoutException, DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}},
-	OpEncrypt:                             {"Encrypt", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpGenerateDataKey:                     {"GenerateDataKey", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpGenerateDataKeyPair:                 {"GenerateDataKeyPair", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException, UnsupportedOperationException}},
-	OpGenerateDataKeyPairWithoutPlaintext: {"GenerateDataKeyPairWithoutPlaintext", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException, UnsupportedOperationException}},
-	OpGenerateDataKeyWithoutPlaintext:     {"GenerateDataKeyWithoutPlaintext", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpGenerateMac:                         {"GenerateMac", someBody, []Code{DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpGenerateRandom:                      {"GenerateRandom", someBody, []Code{CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, DependencyTimeoutException, KMSInternalException, UnsupportedOperationException}},
-	OpGetKeyLastUsage:                     {"GetKeyLastUsage", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, NotFoundException}},
-	OpGetKeyPolicy:                        {"GetKeyPolicy", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpGetKeyRotationStatus:                {"GetKeyRotationStatus", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}},
-	OpGetParametersForImport:              {"GetParametersForImport", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}},
-	OpGetPublicKey:                        {"GetPublicKey", someBody, []Code{DependencyTimeoutException, DisabledException, InvalidArnException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException, UnsupportedOperationException}},
-	OpImportKeyMaterial:                   {"ImportKeyMaterial", someBody, []Code{DependencyTimeoutException, ExpiredImportTokenException, IncorrectKeyMaterialException, InvalidArnException, InvalidCiphertextException, InvalidImportTokenException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}},
-	OpListAliases:                         {"ListAliases", someBody, []Code{DependencyTimeoutException, InvalidArnException, InvalidMarkerException, KMSInternalException, NotFoundException}},
-	OpListGrants:                          {"ListGrants", someBody, []Code{DependencyTimeoutException, InvalidArnException, InvalidGrantIdException, InvalidMarkerException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpListKeyPolicies:                     {"ListKeyPolicies", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpListKeyRotations:                    {"ListKeyRotations", someBody, []Code{InvalidArnException, InvalidMarkerException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}},
-	OpListKeys:                            {"ListKeys", someBody, []Code{DependencyTimeoutException, InvalidMarkerException, KMSInternalException}},
-	OpListResourceTags:                    {"ListResourceTags", someBody, []Code{InvalidArnException, InvalidMarkerException, KMSInternalException, NotFoundException}},
-	OpListRetirableGrants:                 {"ListRetirableGrants", someBody, []Code{DependencyTimeoutException, InvalidArnException, InvalidMarkerException, KMSInternalException, NotFoundException}},
-	OpPutKeyPolicy:                        {"PutKeyPolicy", noBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, MalformedPolicyDocumentException, NotFoundException, UnsupportedOperationException}},
-	OpReEncrypt:                           {"ReEncrypt", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, IncorrectKeyException, InvalidCiphertextException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpReplicateKey:                        {"ReplicateKey", someBody, []Code{AlreadyExistsException, DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, MalformedPolicyDocumentException, NotFoundException, TagException, UnsupportedOperationException}},
-	OpRetireGrant:                         {"RetireGrant", noBody, []Code{DependencyTimeoutException, DryRunOperationException, InvalidArnException, InvalidGrantIdException, InvalidGrantTokenException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpRevokeGrant:                         {"RevokeGrant", noBody, []Code{DependencyTimeoutException, DryRunOperationException, InvalidArnException, InvalidGrantIdException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpRotateKeyOnDemand:                   {"RotateKeyOnDemand", someBody, []Code{ConflictException, DependencyTimeoutException, DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException, UnsupportedOperationException}},
-	OpScheduleKeyDeletion:                 {"ScheduleKeyDeletion", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpSign:                                {"Sign", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpTagResource:                         {"TagResource", noBody, []Code{InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException, TagException}},
-	OpUntagResource:                       {"UntagResource", noBody, []Code{InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, TagException}},
-	OpUpdateAlias:                         {"UpdateAlias", noBody, []Code{DependencyTimeoutException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException}},
-	OpUpdateCustomKeyStore:                {"UpdateCustomKeyStore", emptyObject, []Code{CloudHsmClusterInvalidConfigurationException, CloudHsmClusterNotActiveException, CloudHsmClusterNotFoundException, CloudHsmClusterNotRelatedException, CustomKeyStoreInvalidStateException, CustomKeyStoreNameInUseException, CustomKeyStoreNotFoundException, KMSInternalException, XksProxyIncorrectAuthenticationCredentialException, XksProxyInvalidConfigurationException, XksProxyInvalidResponseException, XksProxyUriEndpointInUseException, XksProxyUriInUseException, XksProxyUriUnreachableException, XksProxyVpcEndpointServiceInUseException, XksProxyVpcEndpointServiceInvalidConfigurationException, XksProxyVpcEndpointServiceNotFoundException}},
-	OpUpdateKeyDescription:                {"UpdateKeyDescription", noBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}},
-	OpUpdatePrimaryRegion:                 {"UpdatePrimaryRegion", noBody, []Code{DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}},
-	OpVerify:                              {"Verify", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidSignatureException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
-	OpVerifyMac:                           {"VerifyMac", someBody, []Code{DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidMacException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}},
+	OpCancelKeyDeletion:                   {"CancelKeyDeletion", TargetPrefix + "CancelKeyDeletion", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpConnectCustomKeyStore:               {"ConnectCustomKeyStore", TargetPrefix + "ConnectCustomKeyStore", emptyObject, []Code{CloudHsmClusterInvalidConfigurationException, CloudHsmClusterNotActiveException, CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, KMSInternalException}, MaxBody},
+	OpCreateAlias:                         {"CreateAlias", TargetPrefix + "CreateAlias", noBody, []Code{AlreadyExistsException, DependencyTimeoutException, InvalidAliasNameException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException}, MaxBody},
+	OpCreateCustomKeyStore:                {"CreateCustomKeyStore", TargetPrefix + "CreateCustomKeyStore", someBody, []Code{CloudHsmClusterInUseException, CloudHsmClusterInvalidConfigurationException, CloudHsmClusterNotActiveException, CloudHsmClusterNotFoundException, CustomKeyStoreNameInUseException, IncorrectTrustAnchorException, KMSInternalException, LimitExceededException, XksProxyIncorrectAuthenticationCredentialException, XksProxyInvalidConfigurationException, XksProxyInvalidResponseException, XksProxyUriEndpointInUseException, XksProxyUriInUseException, XksProxyUriUnreachableException, XksProxyVpcEndpointServiceInUseException, XksProxyVpcEndpointServiceInvalidConfigurationException, XksProxyVpcEndpointServiceNotFoundException}, MaxBody},
+	OpCreateGrant:                         {"CreateGrant", TargetPrefix + "CreateGrant", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidArnException, InvalidGrantTokenException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException}, MaxBody},
+	OpCreateKey:                           {"CreateKey", TargetPrefix + "CreateKey", someBody, []Code{CloudHsmClusterInvalidConfigurationException, CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, DependencyTimeoutException, InvalidArnException, KMSInternalException, LimitExceededException, MalformedPolicyDocumentException, TagException, UnsupportedOperationException, XksKeyAlreadyInUseException, XksKeyInvalidConfigurationException, XksKeyNotFoundException}, MaxBody},
+	OpDecrypt:                             {"Decrypt", TargetPrefix + "Decrypt", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, IncorrectKeyException, InvalidCiphertextException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpDeleteAlias:                         {"DeleteAlias", TargetPrefix + "DeleteAlias", noBody, []Code{DependencyTimeoutException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpDeleteCustomKeyStore:                {"DeleteCustomKeyStore", TargetPrefix + "DeleteCustomKeyStore", emptyObject, []Code{CustomKeyStoreHasCMKsException, CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, KMSInternalException}, MaxBody},
+	OpDeleteImportedKeyMaterial:           {"DeleteImportedKeyMaterial", TargetPrefix + "DeleteImportedKeyMaterial", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpDeriveSharedSecret:                  {"DeriveSharedSecret", TargetPrefix + "DeriveSharedSecret", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpDescribeCustomKeyStores:             {"DescribeCustomKeyStores", TargetPrefix + "DescribeCustomKeyStores", someBody, []Code{CustomKeyStoreNotFoundException, InvalidMarkerException, KMSInternalException}, MaxBody},
+	OpDescribeKey:                         {"DescribeKey", TargetPrefix + "DescribeKey", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, NotFoundException}, MaxBody},
+	OpDisableKey:                          {"DisableKey", TargetPrefix + "DisableKey", noBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpDisableKeyRotation:                  {"DisableKeyRotation", TargetPrefix + "DisableKeyRotation", noBody, []Code{DependencyTimeoutException, DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpDisconnectCustomKeyStore:            {"DisconnectCustomKeyStore", TargetPrefix + "DisconnectCustomKeyStore", emptyObject, []Code{CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, KMSInternalException}, MaxBody},
+	OpEnableKey:                           {"EnableKey", TargetPrefix + "EnableKey", noBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException}, MaxBody},
+	OpEnableKeyRotation:                   {"EnableKeyRotation", TargetPrefix + "EnableKeyRotation", noBody, []Code{DependencyTimeoutException, DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpEncrypt:                             {"Encrypt", TargetPrefix + "Encrypt", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpGenerateDataKey:                     {"GenerateDataKey", TargetPrefix + "GenerateDataKey", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpGenerateDataKeyPair:                 {"GenerateDataKeyPair", TargetPrefix + "GenerateDataKeyPair", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpGenerateDataKeyPairWithoutPlaintext: {"GenerateDataKeyPairWithoutPlaintext", TargetPrefix + "GenerateDataKeyPairWithoutPlaintext", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpGenerateDataKeyWithoutPlaintext:     {"GenerateDataKeyWithoutPlaintext", TargetPrefix + "GenerateDataKeyWithoutPlaintext", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpGenerateMac:                         {"GenerateMac", TargetPrefix + "GenerateMac", someBody, []Code{DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpGenerateRandom:                      {"GenerateRandom", TargetPrefix + "GenerateRandom", someBody, []Code{CustomKeyStoreInvalidStateException, CustomKeyStoreNotFoundException, DependencyTimeoutException, KMSInternalException, UnsupportedOperationException}, MaxBody},
+	OpGetKeyLastUsage:                     {"GetKeyLastUsage", TargetPrefix + "GetKeyLastUsage", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, NotFoundException}, MaxBody},
+	OpGetKeyPolicy:                        {"GetKeyPolicy", TargetPrefix + "GetKeyPolicy", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpGetKeyRotationStatus:                {"GetKeyRotationStatus", TargetPrefix + "GetKeyRotationStatus", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpGetParametersForImport:              {"GetParametersForImport", TargetPrefix + "GetParametersForImport", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpGetPublicKey:                        {"GetPublicKey", TargetPrefix + "GetPublicKey", someBody, []Code{DependencyTimeoutException, DisabledException, InvalidArnException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpImportKeyMaterial:                   {"ImportKeyMaterial", TargetPrefix + "ImportKeyMaterial", someBody, []Code{DependencyTimeoutException, ExpiredImportTokenException, IncorrectKeyMaterialException, InvalidArnException, InvalidCiphertextException, InvalidImportTokenException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpListAliases:                         {"ListAliases", TargetPrefix + "ListAliases", someBody, []Code{DependencyTimeoutException, InvalidArnException, InvalidMarkerException, KMSInternalException, NotFoundException}, MaxBody},
+	OpListGrants:                          {"ListGrants", TargetPrefix + "ListGrants", someBody, []Code{DependencyTimeoutException, InvalidArnException, InvalidGrantIdException, InvalidMarkerException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpListKeyPolicies:                     {"ListKeyPolicies", TargetPrefix + "ListKeyPolicies", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpListKeyRotations:                    {"ListKeyRotations", TargetPrefix + "ListKeyRotations", someBody, []Code{InvalidArnException, InvalidMarkerException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpListKeys:                            {"ListKeys", TargetPrefix + "ListKeys", someBody, []Code{DependencyTimeoutException, InvalidMarkerException, KMSInternalException}, MaxBody},
+	OpListResourceTags:                    {"ListResourceTags", TargetPrefix + "ListResourceTags", someBody, []Code{InvalidArnException, InvalidMarkerException, KMSInternalException, NotFoundException}, MaxBody},
+	OpListRetirableGrants:                 {"ListRetirableGrants", TargetPrefix + "ListRetirableGrants", someBody, []Code{DependencyTimeoutException, InvalidArnException, InvalidMarkerException, KMSInternalException, NotFoundException}, MaxBody},
+	OpPutKeyPolicy:                        {"PutKeyPolicy", TargetPrefix + "PutKeyPolicy", noBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, MalformedPolicyDocumentException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpReEncrypt:                           {"ReEncrypt", TargetPrefix + "ReEncrypt", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, IncorrectKeyException, InvalidCiphertextException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpReplicateKey:                        {"ReplicateKey", TargetPrefix + "ReplicateKey", someBody, []Code{AlreadyExistsException, DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, MalformedPolicyDocumentException, NotFoundException, TagException, UnsupportedOperationException}, MaxBody},
+	OpRetireGrant:                         {"RetireGrant", TargetPrefix + "RetireGrant", noBody, []Code{DependencyTimeoutException, DryRunOperationException, InvalidArnException, InvalidGrantIdException, InvalidGrantTokenException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpRevokeGrant:                         {"RevokeGrant", TargetPrefix + "RevokeGrant", noBody, []Code{DependencyTimeoutException, DryRunOperationException, InvalidArnException, InvalidGrantIdException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpRotateKeyOnDemand:                   {"RotateKeyOnDemand", TargetPrefix + "RotateKeyOnDemand", someBody, []Code{ConflictException, DependencyTimeoutException, DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpScheduleKeyDeletion:                 {"ScheduleKeyDeletion", TargetPrefix + "ScheduleKeyDeletion", someBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpSign:                                {"Sign", TargetPrefix + "Sign", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpTagResource:                         {"TagResource", TargetPrefix + "TagResource", noBody, []Code{InvalidArnException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException, TagException}, MaxBody},
+	OpUntagResource:                       {"UntagResource", TargetPrefix + "UntagResource", noBody, []Code{InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, TagException}, MaxBody},
+	OpUpdateAlias:                         {"UpdateAlias", TargetPrefix + "UpdateAlias", noBody, []Code{DependencyTimeoutException, KMSInternalException, KMSInvalidStateException, LimitExceededException, NotFoundException}, MaxBody},
+	OpUpdateCustomKeyStore:                {"UpdateCustomKeyStore", TargetPrefix + "UpdateCustomKeyStore", emptyObject, []Code{CloudHsmClusterInvalidConfigurationException, CloudHsmClusterNotActiveException, CloudHsmClusterNotFoundException, CloudHsmClusterNotRelatedException, CustomKeyStoreInvalidStateException, CustomKeyStoreNameInUseException, CustomKeyStoreNotFoundException, KMSInternalException, XksProxyIncorrectAuthenticationCredentialException, XksProxyInvalidConfigurationException, XksProxyInvalidResponseException, XksProxyUriEndpointInUseException, XksProxyUriInUseException, XksProxyUriUnreachableException, XksProxyVpcEndpointServiceInUseException, XksProxyVpcEndpointServiceInvalidConfigurationException, XksProxyVpcEndpointServiceNotFoundException}, MaxBody},
+	OpUpdateKeyDescription:                {"UpdateKeyDescription", TargetPrefix + "UpdateKeyDescription", noBody, []Code{DependencyTimeoutException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException}, MaxBody},
+	OpUpdatePrimaryRegion:                 {"UpdatePrimaryRegion", TargetPrefix + "UpdatePrimaryRegion", noBody, []Code{DisabledException, InvalidArnException, KMSInternalException, KMSInvalidStateException, NotFoundException, UnsupportedOperationException}, MaxBody},
+	OpVerify:                              {"Verify", TargetPrefix + "Verify", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidSignatureException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpVerifyMac:                           {"VerifyMac", TargetPrefix + "VerifyMac", someBody, []Code{DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidMacException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, MaxBody},
+	OpBatchDecrypt:                        {"BatchDecrypt", ExtensionPrefix + "BatchDecrypt", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, 8388608},
+	OpBatchEncrypt:                        {"BatchEncrypt", ExtensionPrefix + "BatchEncrypt", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, 8388608},
+	OpBatchSign:                           {"BatchSign", ExtensionPrefix + "BatchSign", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, 8388608},
+	OpBatchVerify:                         {"BatchVerify", ExtensionPrefix + "BatchVerify", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, 8388608},
+	OpGenerateDataKeys:                    {"GenerateDataKeys", ExtensionPrefix + "GenerateDataKeys", someBody, []Code{DependencyTimeoutException, DisabledException, DryRunOperationException, InvalidGrantTokenException, InvalidKeyUsageException, KMSInternalException, KMSInvalidStateException, KeyUnavailableException, NotFoundException}, 8388608},
 }
+
+// ExtensionPrefix stands before the name of an operation that is not the service's.
+const ExtensionPrefix = "Keymill."
 
 func opByName(name []byte) Op {
 	switch string(name) {
@@ -235,6 +248,22 @@ func opByName(name []byte) Op {
 	return OpInvalid
 }
 
+func extensionByName(name []byte) Op {
+	switch string(name) {
+	case "BatchDecrypt":
+		return OpBatchDecrypt
+	case "BatchEncrypt":
+		return OpBatchEncrypt
+	case "BatchSign":
+		return OpBatchSign
+	case "BatchVerify":
+		return OpBatchVerify
+	case "GenerateDataKeys":
+		return OpGenerateDataKeys
+	}
+	return OpInvalid
+}
+
 // NewInput returns an empty request structure of op, nil for OpInvalid.
 func NewInput(op Op) Input {
 	switch op {
@@ -346,6 +375,16 @@ func NewInput(op Op) Input {
 		return new(VerifyRequest)
 	case OpVerifyMac:
 		return new(VerifyMacRequest)
+	case OpBatchDecrypt:
+		return new(BatchDecryptRequest)
+	case OpBatchEncrypt:
+		return new(BatchEncryptRequest)
+	case OpBatchSign:
+		return new(BatchSignRequest)
+	case OpBatchVerify:
+		return new(BatchVerifyRequest)
+	case OpGenerateDataKeys:
+		return new(GenerateDataKeysRequest)
 	}
 	return nil
 }

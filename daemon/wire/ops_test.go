@@ -2,6 +2,8 @@ package wire_test
 
 import (
 	"encoding/json"
+	"errors"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -27,7 +29,7 @@ func TestTargets(t *testing.T) {
 			t.Errorf("operation %q is not in the model", name)
 			continue
 		}
-		if got, ok := wire.OpByTarget([]byte("TrentService." + name)); !ok || got != op {
+		if got, ok := wire.OpByTarget([]byte(op.Target())); !ok || got != op {
 			t.Errorf("target of %s finds %v", name, got)
 		}
 		if got := reflect.TypeOf(wire.NewInput(op)).Elem().Name(); got != o.Input.Shape {
@@ -36,7 +38,17 @@ func TestTargets(t *testing.T) {
 		if op.HasBody() != (o.Output != nil) {
 			t.Errorf("%s: HasBody %v", name, op.HasBody())
 		}
-		for _, bad := range []string{"TrentService.", "trentservice." + name, "TrentService." + strings.ToLower(name), "TrentService." + name + " ",
+		prefix, other := "TrentService.", "Keymill."
+		if op > wire.OpVerifyMac {
+			prefix, other = other, prefix
+		}
+		if op.Target() != prefix+name {
+			t.Errorf("target of %s is %s", name, op.Target())
+		}
+		if want := map[string]int{"TrentService.": 1 << 20, "Keymill.": 8 << 20}[prefix]; op.MaxBody() != want {
+			t.Errorf("%s takes bodies of %d bytes", name, op.MaxBody())
+		}
+		for _, bad := range []string{other + name, "Keymill.", "TrentService.", "trentservice." + name, "TrentService." + strings.ToLower(name), "TrentService." + name + " ",
 			"TrentService " + name, name, "", "TrentService"} {
 			if got, ok := wire.OpByTarget([]byte(bad)); ok || got != wire.OpInvalid {
 				t.Errorf("target %q finds %v", bad, got)
@@ -50,13 +62,14 @@ func TestTargets(t *testing.T) {
 
 // TestErrorTables compares errors of operations and statuses with the model.
 func TestErrorTables(t *testing.T) {
-	var m struct {
+	var m, own struct {
 		Operations map[string]struct{ Errors []struct{ Shape string } }
 		Shapes     map[string]struct{ Exception, Fault bool }
 	}
-	if err := json.Unmarshal(model.JSON, &m); err != nil {
+	if err := errors.Join(json.Unmarshal(model.JSON, &m), json.Unmarshal(model.Extension, &own)); err != nil {
 		t.Fatal(err)
 	}
+	maps.Copy(m.Operations, own.Operations)
 	seen := map[string]bool{}
 	for op := wire.Op(1); op <= wire.NumOps; op++ {
 		var want, got []string

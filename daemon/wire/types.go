@@ -5,14 +5,15 @@ import (
 	"time"
 )
 
-// MaxBody bounds a request body. The pipeline refuses longer ones before they
-// are read, with RequestEntityTooLarge.
+// MaxBody bounds a request body of AWS KMS's operations; see [Op.MaxBody] for
+// ours. The pipeline refuses longer ones before they are read, with
+// RequestEntityTooLarge.
 const MaxBody = 1 << 20
 
 // ContentType is that of every request and answer.
 const ContentType = "application/x-amz-json-1.1"
 
-// TargetPrefix stands before the operation's name in X-Amz-Target.
+// TargetPrefix stands before the name of an AWS KMS operation in X-Amz-Target.
 const TargetPrefix = "TrentService."
 
 // Opt is an optional number, boolean or timestamp.

@@ -7,6 +7,14 @@ import (
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
+// listLimit returns how many elements of a list are worth keeping, as Go.
+func listLimit(s *shape) string {
+	if s.Max == nil {
+		return "maxItems"
+	}
+	return itoa(*s.Max)
+}
+
 func errShape(s *shape, f member, what string) error {
 	return fmt.Errorf("%s.%s: %s", s.name, f.name, what)
 }
@@ -14,9 +22,9 @@ func errShape(s *shape, f member, what string) error {
 // genDecoders writes the decoders of request structures.
 func (g *gen) genDecoders() {
 	split := g.split("decode")
-	inputs := map[string]bool{}
+	inputs := map[string]*operation{}
 	for _, o := range g.m.ops() {
-		inputs[o.Input.Shape] = true
+		inputs[o.Input.Shape] = o
 	}
 	for _, s := range g.m.structures() {
 		if !s.in {
@@ -26,9 +34,9 @@ func (g *gen) genDecoders() {
 		if len(s.Members) > 32 {
 			g.fail(fmt.Errorf("%s has more than 32 members", s.name))
 		}
-		if inputs[s.name] {
+		if o := inputs[s.name]; o != nil {
 			p("// DecodeJSON implements [Input].\n")
-			p("func (r *%s) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body) }\n\n", s.name)
+			p("func (r *%s) DecodeJSON(d *Decoder, body []byte) error { return decodeBody(d, r, body, %s) }\n\n", s.name, o.bound())
 		}
 		p("func (r *%s) decode(d *Decoder) {\n", s.name)
 		if len(s.Members) > 0 {
@@ -54,10 +62,13 @@ func (g *gen) genDecoders() {
 			case "structure":
 				p("r.%s = new(%s)\nr.%s.decode(d)\n", f.name, f.shape, f.name)
 			case "list":
-				if g.m.Shapes[fs.Member.Shape].Type == "string" {
+				switch g.m.Shapes[fs.Member.Shape].Type {
+				case "string":
 					p("r.%s = d.strings()\n", f.name)
-				} else {
-					p("r.%s = decodeList[%s](d)\n", f.name, fs.Member.Shape)
+				case "map":
+					p("r.%s = d.pairLists(%s)\n", f.name, listLimit(fs))
+				default:
+					p("r.%s = decodeList[%s](d, %s)\n", f.name, fs.Member.Shape, listLimit(fs))
 				}
 			}
 			p("}\n")

@@ -61,9 +61,12 @@ func (g *gen) genEncoder(p printer, s *shape) {
 			p("dst = append(appendPairs(dst, r.%s), ',')\n}\n", f.name)
 		case "list":
 			p("if r.%s != nil {\ndst = append(dst, `%s`...)\n", f.name, name)
-			if g.m.Shapes[fs.Member.Shape].Type == "string" {
+			switch g.m.Shapes[fs.Member.Shape].Type {
+			case "string":
 				p("dst = append(appendStrings(dst, r.%s), ',')\n}\n", f.name)
-			} else {
+			case "map":
+				p("dst = append(appendPairLists(dst, r.%s), ',')\n}\n", f.name)
+			default:
 				p("dst = append(appendList(dst, r.%s), ',')\n}\n", f.name)
 			}
 		}

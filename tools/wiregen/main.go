@@ -1,10 +1,11 @@
 // Wiregen turns the service model into the Go code of daemon/wire: types,
 // decoders, encoders, validators, the operation table and the error codes.
 //
-//	go run keymill/tools/wiregen -model FILE -overlay FILE -out DIR
+//	go run keymill/tools/wiregen -model FILE -extension FILE -overlay FILE -out DIR
 //
-// Its input is the model (names, shapes and constraints) and an overlay with
-// what the model does not say. The output is a function of both alone; a test
+// Its input is the model (names, shapes and constraints), that of our own
+// operations in the same form, and an overlay with what the models do not say.
+// The output is a function of these alone; a test
 // beside this file fails when the committed code differs from it.
 package main
 
@@ -21,17 +22,22 @@ import (
 
 func main() {
 	modelFile := flag.String("model", "model/kms-2014-11-01.json", "service model")
+	extensionFile := flag.String("extension", "model/keymill-2026-11-01.json", "model of the operations that are not the service's")
 	overlayFile := flag.String("overlay", "model/overlay.json", "what the model does not say")
 	out := flag.String("out", ".", "directory to write to")
 	flag.Parse()
-	if err := run(*modelFile, *overlayFile, *out); err != nil {
+	if err := run(*modelFile, *extensionFile, *overlayFile, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "wiregen:", err)
 		os.Exit(1)
 	}
 }
 
-func run(modelFile, overlayFile, out string) error {
+func run(modelFile, extensionFile, overlayFile, out string) error {
 	m, err := os.ReadFile(modelFile)
+	if err != nil {
+		return err
+	}
+	e, err := os.ReadFile(extensionFile)
 	if err != nil {
 		return err
 	}
@@ -39,7 +45,7 @@ func run(modelFile, overlayFile, out string) error {
 	if err != nil {
 		return err
 	}
-	files, err := generate(m, o)
+	files, err := generate(m, e, o)
 	if err != nil {
 		return err
 	}
@@ -80,14 +86,18 @@ func (g *gen) file(name string, imports ...string) printer {
 }
 
 // split returns a function that gives each structure its file: four per
-// aspect, by the structure's first letter, to keep files readable.
+// aspect, by the structure's first letter, to keep files readable, and one for
+// the extension.
 func (g *gen) split(aspect string, imports ...string) func(*shape) printer {
 	low := g.file(aspect+"_a_d_gen.go", imports...)
 	middle := g.file(aspect+"_e_g_gen.go", imports...)
 	high := g.file(aspect+"_h_l_gen.go", imports...)
 	top := g.file(aspect+"_m_z_gen.go", imports...)
+	own := g.file(aspect+"_extension_gen.go", imports...)
 	return func(s *shape) printer {
 		switch c := s.name[0]; {
+		case s.extension:
+			return own
 		case c <= 'D':
 			return low
 		case c <= 'G':
@@ -101,8 +111,8 @@ func (g *gen) split(aspect string, imports ...string) func(*shape) printer {
 
 func (g *gen) fail(err error) { g.err = errors.Join(g.err, err) }
 
-func generate(modelJSON, overlayJSON []byte) ([]file, error) {
-	m, o, err := load(modelJSON, overlayJSON)
+func generate(modelJSON, extensionJSON, overlayJSON []byte) ([]file, error) {
+	m, o, err := load(modelJSON, extensionJSON, overlayJSON)
 	if err != nil {
 		return nil, err
 	}

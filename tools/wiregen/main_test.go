@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +16,7 @@ const wireDir = "../../daemon/wire"
 // TestCommitted fails when the generated code in daemon/wire is not what the
 // generator makes: run go generate ./daemon/wire.
 func TestCommitted(t *testing.T) {
-	files, err := generate(data.JSON, data.Overlay)
+	files, err := generate(data.JSON, data.Extension, data.Overlay)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,19 +51,22 @@ func TestRefused(t *testing.T) {
 	op := func(shapes string) string {
 		return `{"operations":{"A":{"name":"A","input":{"shape":"I"}}},"shapes":{` + shapes + `}}`
 	}
-	for _, c := range []struct{ name, model, overlay, want string }{
-		{"broken model", `{`, `{}`, "couldn't read the model"},
-		{"unknown overlay key", `{}`, `{"x":1}`, "couldn't read the overlay"},
-		{"overlay names no member", `{}`, `{"alwaysEmit":{"A":["B"]}}`, "no member A.B"},
-		{"no input", `{"operations":{"A":{"name":"A"}}}`, `{}`, "has no input"},
-		{"missing shape", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}}`), `{}`, "no shape S"},
-		{"unsupported type", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"double"}`), `{}`, "type double is not supported"},
-		{"sensitive enum", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"string","sensitive":true,"enum":["A"]}`), `{}`, "sensitive enum"},
-		{"unknown escape", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"string","pattern":"\\u1234"}`), `{}`, "unknown escape"},
-		{"one bound", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"integer","min":1}`), `{}`, "one bound"},
+	for _, c := range []struct{ name, model, overlay, want, extension string }{
+		{"broken extension", `{}`, `{}`, "couldn't read the extension", `{`},
+		{"extension repeats a shape", `{"shapes":{"S":{"type":"string"}}}`, `{}`, "shape S is in the service model", `{"shapes":{"S":{"type":"string"}}}`},
+		{"extension repeats an operation", op(`"I":{"type":"structure"}`), `{}`, "operation A is in the service model", `{"operations":{"A":{"name":"A"}}}`},
+		{"broken model", `{`, `{}`, "couldn't read the model", ""},
+		{"unknown overlay key", `{}`, `{"x":1}`, "couldn't read the overlay", ""},
+		{"overlay names no member", `{}`, `{"alwaysEmit":{"A":["B"]}}`, "no member A.B", ""},
+		{"no input", `{"operations":{"A":{"name":"A"}}}`, `{}`, "has no input", ""},
+		{"missing shape", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}}`), `{}`, "no shape S", ""},
+		{"unsupported type", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"double"}`), `{}`, "type double is not supported", ""},
+		{"sensitive enum", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"string","sensitive":true,"enum":["A"]}`), `{}`, "sensitive enum", ""},
+		{"unknown escape", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"string","pattern":"\\u1234"}`), `{}`, "unknown escape", ""},
+		{"one bound", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"integer","min":1}`), `{}`, "one bound", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := generate([]byte(c.model), []byte(c.overlay))
+			_, err := generate([]byte(c.model), []byte(cmp.Or(c.extension, "{}")), []byte(c.overlay))
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}

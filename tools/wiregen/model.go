@@ -7,13 +7,18 @@ import (
 	"sort"
 )
 
-// model is the part of a service model that wiregen uses.
+// model is the part of a service model that wiregen uses. The extension is
+// merged into the service's: it may use the service's shapes and adds its own
+// shapes and operations, under names that are not taken.
 type model struct {
 	Metadata struct {
 		TargetPrefix string `json:"targetPrefix"`
+		MaxBody      int    `json:"maxBody"` // 0: wire.MaxBody
 	} `json:"metadata"`
 	Operations map[string]*operation `json:"operations"`
 	Shapes     map[string]*shape     `json:"shapes"`
+
+	extensionPrefix string
 }
 
 type operation struct {
@@ -21,6 +26,9 @@ type operation struct {
 	Input  *ref   `json:"input"`
 	Output *ref   `json:"output"`
 	Errors []ref  `json:"errors"`
+
+	extension bool
+	maxBody   int
 }
 
 type ref struct {
@@ -43,6 +51,8 @@ type shape struct {
 	Sensitive bool     `json:"sensitive"`
 	Exception bool     `json:"exception"`
 	Fault     bool     `json:"fault"`
+
+	extension bool
 
 	in, out bool // reachable from an operation's input, output
 }
@@ -91,10 +101,37 @@ func (s *shape) required(name string) bool {
 	return false
 }
 
-func load(modelJSON, overlayJSON []byte) (*model, *overlay, error) {
+// extend merges the extension's model into m.
+func (m *model) extend(text []byte) error {
+	var e model
+	if err := json.Unmarshal(text, &e); err != nil {
+		return fmt.Errorf("couldn't read the extension: %w", err)
+	}
+	m.extensionPrefix = e.Metadata.TargetPrefix
+	for n, s := range e.Shapes {
+		if m.Shapes[n] != nil {
+			return fmt.Errorf("extension: shape %s is in the service model", n)
+		}
+		s.extension = true
+		m.Shapes[n] = s
+	}
+	for n, op := range e.Operations {
+		if m.Operations[n] != nil {
+			return fmt.Errorf("extension: operation %s is in the service model", n)
+		}
+		op.extension, op.maxBody = true, e.Metadata.MaxBody
+		m.Operations[n] = op
+	}
+	return nil
+}
+
+func load(modelJSON, extensionJSON, overlayJSON []byte) (*model, *overlay, error) {
 	m, o := new(model), new(overlay)
 	if err := json.Unmarshal(modelJSON, m); err != nil {
 		return nil, nil, fmt.Errorf("couldn't read the model: %w", err)
+	}
+	if err := m.extend(extensionJSON); err != nil {
+		return nil, nil, err
 	}
 	dec := json.NewDecoder(bytes.NewReader(overlayJSON))
 	dec.DisallowUnknownFields()
@@ -167,12 +204,18 @@ func (m *model) structures() []*shape {
 	return out
 }
 
+// ops returns the operations by name, those of the extension last.
 func (m *model) ops() []*operation {
 	var out []*operation
 	for _, o := range m.Operations {
 		out = append(out, o)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	sort.Slice(out, func(i, j int) bool {
+		if out[i].extension != out[j].extension {
+			return out[j].extension
+		}
+		return out[i].Name < out[j].Name
+	})
 	return out
 }
 
@@ -206,6 +249,11 @@ func (m *model) goType(name string) (string, error) {
 			return "[]string", nil
 		case "structure":
 			return "[]" + e.name, nil
+		case "map":
+			if _, err := m.goType(e.name); err != nil {
+				return "", err
+			}
+			return "[][]Pair", nil
 		}
 	}
 	return "", fmt.Errorf("shape %s: type %s is not supported", name, s.Type)

@@ -6,6 +6,14 @@ import (
 	"strings"
 )
 
+// bound returns the bound of the operation's request body, as Go.
+func (o *operation) bound() string {
+	if o.maxBody == 0 {
+		return "MaxBody"
+	}
+	return itoa(o.maxBody)
+}
+
 // genOps writes the operation constants and tables.
 func (g *gen) genOps() {
 	p := g.file("ops_gen.go")
@@ -29,14 +37,25 @@ func (g *gen) genOps() {
 			errs = append(errs, e.Shape)
 		}
 		sort.Strings(errs)
-		p("Op%s: {%q, %s, []Code{%s}},\n", o.Name, o.Name, body, strings.Join(errs, ", "))
+		prefix := "TargetPrefix"
+		if o.extension {
+			prefix = "ExtensionPrefix"
+		}
+		p("Op%s: {%q, %s + %q, %s, []Code{%s}, %s},\n", o.Name, o.Name, prefix, o.Name, body, strings.Join(errs, ", "), o.bound())
 	}
 	p("}\n\n")
-	p("func opByName(name []byte) Op {\nswitch string(name) {\n")
-	for _, o := range ops {
-		p("case %q:\nreturn Op%s\n", o.Name, o.Name)
+	p("// ExtensionPrefix stands before the name of an operation that is not the service's.\n")
+	p("const ExtensionPrefix = %q\n\n", g.m.extensionPrefix+".")
+	for _, own := range []bool{false, true} {
+		name := map[bool]string{false: "opByName", true: "extensionByName"}[own]
+		p("func %s(name []byte) Op {\nswitch string(name) {\n", name)
+		for _, o := range ops {
+			if o.extension == own {
+				p("case %q:\nreturn Op%s\n", o.Name, o.Name)
+			}
+		}
+		p("}\nreturn OpInvalid\n}\n\n")
 	}
-	p("}\nreturn OpInvalid\n}\n\n")
 	p("// NewInput returns an empty request structure of op, nil for OpInvalid.\n")
 	p("func NewInput(op Op) Input {\nswitch op {\n")
 	for _, o := range ops {

@@ -86,10 +86,20 @@ func (g *gen) genCheck(p printer, s *shape, f member, enums map[string]*shape, p
 		add("v.enter(%s, 0)\n%s.Validate(v)\nv.leave()", path, field)
 	case "list":
 		if fs.Min != nil || fs.Max != nil {
-			add("v.listLength(%s, %s, %d, %d)", path, field, bound(fs.Min, 0), bound(fs.Max, -1))
+			if g.m.Shapes[fs.Member.Shape].Type == "string" {
+				add("v.listLength(%s, %s, %d, %d)", path, field, bound(fs.Min, 0), bound(fs.Max, -1))
+			} else {
+				add("v.blobLength(%s, len(%s), %d, %d)", path, field, bound(fs.Min, 0), bound(fs.Max, -1))
+			}
 		}
 		es := g.m.Shapes[fs.Member.Shape]
+		if es.Type == "map" {
+			break
+		}
 		if es.Type == "structure" {
+			if !g.constrained(es) {
+				break
+			}
 			add("for i := range %s {\nv.enter(%s, i+1)\n%s[i].Validate(v)\nv.leave()\n}", field, path, field)
 			break
 		}
@@ -105,6 +115,18 @@ func (g *gen) genCheck(p printer, s *shape, f member, enums map[string]*shape, p
 	case len(checks) > 0:
 		p("if %s {\n%s\n}\n", present, strings.Join(checks, "\n"))
 	}
+}
+
+// constrained tells whether a structure's own members have anything to check.
+func (g *gen) constrained(s *shape) bool {
+	for _, f := range s.Members {
+		fs := g.m.Shapes[f.shape]
+		if fs.Min != nil || fs.Max != nil || fs.Pattern != "" || len(fs.Enum) > 0 || s.required(f.name) ||
+			fs.Type == "structure" || fs.Type == "list" {
+			return true
+		}
+	}
+	return false
 }
 
 // stringChecks returns the statements that check a string.

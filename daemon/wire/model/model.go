@@ -9,6 +9,13 @@ import _ "embed"
 //go:embed kms-2014-11-01.json
 var JSON []byte
 
+// Extension is the model of the operations that AWS KMS lacks, in the same
+// form; it uses shapes of the service model. Its metadata has the bound of its
+// request bodies.
+//
+//go:embed keymill-2026-11-01.json
+var Extension []byte
+
 // Overlay is what the model does not say; see tools/wiregen.
 //
 //go:embed overlay.json

@@ -109,7 +109,7 @@ func checkEncode(m *Model, op wire.Op, in wire.Input, want Object) error {
 	if !ok || !json.Valid(text) {
 		return fmt.Errorf("encoded %q", text)
 	}
-	if len(text) > wire.MaxBody {
+	if len(text) > op.MaxBody() {
 		return nil
 	}
 	got, err := m.Decode(op.String(), text)

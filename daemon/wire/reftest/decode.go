@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"regexp"
 	"strconv"
@@ -26,6 +27,8 @@ type Model struct {
 		Output *ref
 	}
 	Shapes map[string]*Shape
+
+	own map[string]bool // inputs of operations of the extension
 }
 
 type ref struct{ Shape string }
@@ -77,10 +80,22 @@ func (o *ordered) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Load reads the model.
+// Load reads the model and its extension.
 func Load() (*Model, error) {
-	m := new(Model)
-	return m, json.Unmarshal(model.JSON, m)
+	m, own := new(Model), new(Model)
+	if err := json.Unmarshal(model.JSON, m); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(model.Extension, own); err != nil {
+		return nil, err
+	}
+	m.own = map[string]bool{}
+	for name, op := range own.Operations {
+		m.Operations[name] = op
+		m.own[op.Input.Shape] = true
+	}
+	maps.Copy(m.Shapes, own.Shapes)
+	return m, nil
 }
 
 // Pairs is a decoded map in order of appearance.
@@ -93,6 +108,7 @@ type Object map[string]any
 const (
 	maxDepth = 16
 	maxBody  = 1 << 20
+	maxBulk  = 8 << 20 // of the extension
 )
 
 var errRefused = errors.New("refused")
@@ -107,7 +123,11 @@ func (m *Model) DecodeShape(name string, body []byte) (Object, error) {
 	if len(body) == 0 {
 		return Object{}, nil
 	}
-	if len(body) > maxBody || !json.Valid(body) || !utf8.Valid(body) || !surrogatesPaired(body) {
+	bound := maxBody
+	if m.own[name] {
+		bound = maxBulk
+	}
+	if len(body) > bound || !json.Valid(body) || !utf8.Valid(body) || !surrogatesPaired(body) {
 		return nil, errRefused
 	}
 	dec := json.NewDecoder(bytes.NewReader(body))

@@ -50,6 +50,18 @@ func ObjectOf(in any) Object {
 				}
 				out[name] = p
 			}
+		case [][]wire.Pair:
+			if x != nil {
+				l := []any{}
+				for _, m := range x {
+					p := Pairs{}
+					for _, e := range m {
+						p = append(p, [2]string{strings.Clone(e.Key), strings.Clone(e.Value)})
+					}
+					l = append(l, p)
+				}
+				out[name] = l
+			}
 		case []string:
 			if x != nil {
 				l := []any{}

@@ -87,7 +87,10 @@ func (m *Model) violations(name string, o Object, prefix string) []string {
 					out = append(out, m.violations(fs.Member.Shape, e, fmt.Sprintf("%s.%d.member.", path, i+1))...)
 				}
 			}
-			echo := "'[" + strings.Join(texts, ", ") + "]'"
+			echo := ""
+			if es.Type == "string" {
+				echo = "'[" + strings.Join(texts, ", ") + "]'"
+			}
 			if rule := fs.size(len(v), "length"); rule != "" {
 				add(echo, rule)
 			}
