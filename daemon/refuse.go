@@ -23,7 +23,7 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 	)
 	switch {
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		e = wire.NewError(wire.RequestEntityTooLarge, "The request body is larger than %d bytes.", MaxBody)
+		e = wire.NewError(wire.RequestEntityTooLarge, "The request body is larger than %d bytes.", wire.MaxBody)
 		discard(ctx.Conn())
 	case errors.As(err, &small):
 		e = wire.NewError(wire.MalformedHttpRequestException, "The request headers are larger than %d bytes.", maxHeader)

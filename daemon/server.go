@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"sync/atomic"
@@ -23,10 +24,6 @@ import (
 
 // Bounds of the HTTP server, each with the reason for its value.
 const (
-	// MaxBody bounds a request body: several times the largest AWS KMS
-	// request (a 128 KiB policy, escaped).
-	MaxBody = 1 << 20
-
 	// maxHeader bounds a request's head. A signature takes under 1 KiB, a
 	// session token up to some 4 KiB.
 	maxHeader = 16 << 10
@@ -63,6 +60,10 @@ type Environment struct {
 
 	// Getenv finds the preset root access key; nil is os.Getenv.
 	Getenv func(string) string
+
+	// HSMChild returns the command that runs the PKCS#11 module; nil loads the
+	// module into this process. See hsm.PKCS11Config.
+	HSMChild func() *exec.Cmd
 }
 
 // Server is one daemon: listeners, root of trust, store and the KMS service.
@@ -331,7 +332,7 @@ func (s *Server) newHTTPServer(next fasthttp.RequestHandler) *fasthttp.Server {
 		Logger:             httpLog{s.log},
 		Concurrency:        maxConnections,
 		ReadBufferSize:     maxHeader,
-		MaxRequestBodySize: MaxBody,
+		MaxRequestBodySize: wire.MaxBody,
 		ReadTimeout:        readTimeout,
 		WriteTimeout:       writeTimeout,
 		IdleTimeout:        idleTimeout,

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"keymill/daemon/wire"
 )
 
 // running is a Server under test whose service is the test's own handler.
@@ -129,7 +131,7 @@ func exchange(t *testing.T, addr net.Addr, request string) (*http.Response, stri
 // and the client gets to read it.
 func TestRefusals(t *testing.T) {
 	s := start(t, freePorts(t), serving(ok))
-	big := strings.Repeat("a", 2*MaxBody)
+	big := strings.Repeat("a", 2*wire.MaxBody)
 	tests := []struct {
 		name, request string
 		status        int
@@ -169,8 +171,8 @@ func TestRefusals(t *testing.T) {
 		})
 	}
 	// The bound itself is accepted.
-	if res, body := exchange(t, s.Addr(), fmt.Sprintf("POST / HTTP/1.1\r\nHost: k\r\nContent-Length: %d\r\n\r\n%s", MaxBody, big[:MaxBody])); res.StatusCode != 200 || body != "ok" {
-		t.Errorf("a body of exactly %d bytes: %d %s", MaxBody, res.StatusCode, body)
+	if res, body := exchange(t, s.Addr(), fmt.Sprintf("POST / HTTP/1.1\r\nHost: k\r\nContent-Length: %d\r\n\r\n%s", wire.MaxBody, big[:wire.MaxBody])); res.StatusCode != 200 || body != "ok" {
+		t.Errorf("a body of exactly %d bytes: %d %s", wire.MaxBody, res.StatusCode, body)
 	}
 }
 
