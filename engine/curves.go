@@ -79,12 +79,9 @@ func parsePeer(spec Spec, der []byte) (*ecdh.PublicKey, error) {
 
 type ecdsaPublic struct{ key *ecdsa.PublicKey }
 
-func newECDSAPublic(spec Spec, key *ecdsa.PublicKey) (publicKey, error) {
+func newECDSAPublic(key *ecdsa.PublicKey) (publicKey, error) {
 	if _, err := key.ECDH(); err != nil {
 		return nil, ErrInvalidPublicKey
-	}
-	if spec == P384 {
-		return newP384Public(key)
 	}
 	return &ecdsaPublic{key}, nil
 }
@@ -176,15 +173,34 @@ func (p *ed25519Private) private(op *Op) error {
 	return err
 }
 
+// ed25519StdPrivate signs with Go's package. The signatures are the same.
+type ed25519StdPrivate struct{ key ed25519.PrivateKey }
+
+func (p *ed25519StdPrivate) private(op *Op) error {
+	if op.Alg == AlgEd25519 {
+		op.Out = append(op.Out, ed25519.Sign(p.key, op.In)...)
+		return nil
+	}
+	sum := sha512.Sum512(op.In)
+	sig, err := p.key.Sign(nil, sum[:], crypto.SHA512)
+	op.Out = append(op.Out, sig...)
+	return err
+}
+
 // ed25519Public keeps the public key with a table of its multiples.
-type ed25519Public struct{ key *voied.ExpandedPublicKey }
+type ed25519Public struct {
+	bytes []byte
+	key   *voied.ExpandedPublicKey
+	batch *edBatchKey
+}
 
 func newEd25519Public(key ed25519.PublicKey) (publicKey, error) {
 	expanded, err := voied.NewExpandedPublicKey(voied.PublicKey(key))
 	if err != nil {
 		return nil, ErrInvalidPublicKey
 	}
-	return &ed25519Public{expanded}, nil
+	own := slices.Clone(key)
+	return &ed25519Public{own, expanded, newEdBatchKey(own)}, nil
 }
 
 func (p *ed25519Public) public(op *Op) error {

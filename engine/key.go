@@ -219,15 +219,27 @@ func (k *local) Do(ops []Op) {
 		k.doCipher(ops)
 		return
 	}
+	if k.verifyBatch(ops) {
+		return
+	}
 	for i := range ops {
-		op := &ops[i]
+		k.single(&ops[i])
+	}
+}
+
+// single is Do for one operation of a key that is not symmetric.
+func (k *local) single(op *Op) {
+	op.Out = op.Out[:0]
+	op.Err = k.one(op)
+	k.finish(op)
+}
+
+// finish sets what follows from Err.
+func (k *local) finish(op *Op) {
+	if op.Err != nil {
 		op.Out = op.Out[:0]
-		op.Err = k.one(op)
-		if op.Err != nil {
-			op.Out = op.Out[:0]
-		} else if k.current >= 0 {
-			op.Material = k.versions[k.current].MaterialID
-		}
+	} else if k.current >= 0 {
+		op.Material = k.versions[k.current].MaterialID
 	}
 }
 
@@ -258,7 +270,7 @@ func (k *local) one(op *Op) error {
 
 // publicKey parses the public key once.
 func (k *local) publicKey() (publicKey, error) {
-	k.pubOnce.Do(func() { k.pub, k.pubErr = parsePublicKey(k.spec, k.spki) })
+	k.pubOnce.Do(func() { k.pub, k.pubErr = newPublicKey(k.spec, k.usage, k.spki, served) })
 	return k.pub, k.pubErr
 }
 
@@ -392,12 +404,15 @@ func (k *local) load(ctx context.Context, v int) (st *state, err error) {
 		return nil, fmt.Errorf("material of key %v has not the id of its version %d: %w",
 			k.id, k.versions[v].Number, ErrInvalidMaterial)
 	}
-	return buildState(k.spec, secret)
+	return buildState(k.spec, k.usage, secret, served)
 }
 
 // buildState makes of material what operations compute with. It keeps no part
 // of secret.
-func buildState(spec Spec, secret []byte) (*state, error) {
+func buildState(spec Spec, usage Usage, secret []byte, pick picker) (*state, error) {
+	if task := privateTask(spec, usage); pick(spec, task) == NoProvider && !spec.MLDSA() {
+		return nil, ErrNoProvider
+	}
 	switch {
 	case spec.Symmetric():
 		c, err := newCipherState(secret)
@@ -406,7 +421,7 @@ func buildState(spec Spec, secret []byte) (*state, error) {
 		m, err := newMACState(spec, secret)
 		return &state{mac: m}, err
 	}
-	p, err := parsePrivateKey(spec, secret)
+	p, err := newPrivateKey(spec, usage, secret, pick)
 	return &state{priv: p}, err
 }
 

@@ -57,6 +57,9 @@ func GenerateKeyPair(spec Spec) (pkcs8, spki []byte, err error) {
 }
 
 func generatePKCS8(spec Spec) ([]byte, error) {
+	if spec.Valid() && served(spec, TaskGenerate) == NoProvider {
+		return nil, ErrNoProvider
+	}
 	var key crypto.PrivateKey
 	var err error
 	switch spec {
@@ -178,7 +181,7 @@ func parsePublicKey(spec Spec, der []byte) (publicKey, error) {
 		}
 	case *ecdsa.PublicKey:
 		if c := nistCurve(spec); c != nil && key.Curve == c {
-			return newECDSAPublic(spec, key)
+			return newECDSAPublic(key)
 		}
 	case ed25519.PublicKey:
 		if spec == Ed25519 {

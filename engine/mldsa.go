@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crypto"
 	"encoding/asn1"
 	"sync"
 
@@ -39,6 +40,7 @@ type mldsaPrivate struct {
 	spec    Spec
 	signRaw func(msg, sig []byte) error
 	public  []byte
+	raw, mu Provider
 	muKey   func() (*mldsa.PrivateKey, error)
 }
 
@@ -53,7 +55,7 @@ func parseMLDSA(spec Spec, der []byte) (parsedKey, error) {
 	}
 	seed := new([mldsaSeedSize]byte)
 	copy(seed[:], inner)
-	p := &mldsaPrivate{spec: spec}
+	p := &mldsaPrivate{spec: spec, raw: CIRCL, mu: GoMLDSA}
 	p.muKey = sync.OnceValues(func() (*mldsa.PrivateKey, error) {
 		return mldsa.NewPrivateKey(mldsaParams(spec), seed[:])
 	})
@@ -90,13 +92,16 @@ func (p *mldsaPrivate) spki() ([]byte, error) {
 
 func (p *mldsaPrivate) private(op *Op) error {
 	if op.Type == ExternalMu {
-		key, err := p.muKey()
-		if err != nil {
-			return err
+		if p.mu != GoMLDSA {
+			return ErrNoProvider
 		}
-		sig, err := key.Sign(nil, op.In, mldsacrypto.MLDSAMu)
-		op.Out = append(op.Out, sig...)
-		return err
+		return p.signGo(op, mldsacrypto.MLDSAMu)
+	}
+	switch p.raw {
+	case NoProvider:
+		return ErrNoProvider
+	case GoMLDSA:
+		return p.signGo(op, nil)
 	}
 	sig := make([]byte, mldsaParams(p.spec).SignatureSize())
 	if err := p.signRaw(op.In, sig); err != nil {
@@ -106,8 +111,21 @@ func (p *mldsaPrivate) private(op *Op) error {
 	return nil
 }
 
+// signGo signs with filippo.io/mldsa.
+func (p *mldsaPrivate) signGo(op *Op, opts crypto.SignerOpts) error {
+	key, err := p.muKey()
+	if err != nil {
+		return err
+	}
+	sig, err := key.Sign(nil, op.In, opts)
+	op.Out = append(op.Out, sig...)
+	return err
+}
+
 type mldsaPublic struct {
 	spec      Spec
+	raw, mu   Provider
+	goKey     func() (*mldsa.PublicKey, error)
 	encoded   []byte
 	verifyRaw func(msg, sig []byte) bool
 }
@@ -117,7 +135,8 @@ func parseMLDSAPublic(spec Spec, der []byte) (publicKey, error) {
 	if err != nil || len(key) != mldsaParams(spec).PublicKeySize() {
 		return nil, ErrInvalidPublicKey
 	}
-	p := &mldsaPublic{spec: spec, encoded: key}
+	p := &mldsaPublic{spec: spec, encoded: key, raw: CIRCL, mu: Own}
+	p.goKey = sync.OnceValues(func() (*mldsa.PublicKey, error) { return mldsa.NewPublicKey(mldsaParams(spec), key) })
 	switch spec {
 	case MLDSA44:
 		var pk mldsa44.PublicKey
@@ -140,7 +159,20 @@ func parseMLDSAPublic(spec Spec, der []byte) (publicKey, error) {
 
 func (p *mldsaPublic) public(op *Op) error {
 	if op.Type == ExternalMu {
+		if p.mu != Own {
+			return ErrNoProvider
+		}
 		return verdict(verifyMu(p.spec, p.encoded, [muSize]byte(op.In), op.Sig))
+	}
+	switch p.raw {
+	case NoProvider:
+		return ErrNoProvider
+	case GoMLDSA:
+		key, err := p.goKey()
+		if err != nil {
+			return ErrInvalidPublicKey
+		}
+		return verdict(mldsa.Verify(key, op.In, op.Sig, nil) == nil)
 	}
 	return verdict(p.verifyRaw(op.In, op.Sig))
 }
