@@ -183,7 +183,7 @@ func TestLanesEveryOrder(t *testing.T) {
 						for k := range c.jobs {
 							j.V = job{panics: c.panics && k == 0}
 							wasClosed := closed
-							err, p := try(func() error { return l.Do(j) })
+							p, err := try(func() error { return l.Do(j) })
 							want := 1
 							switch {
 							case err == ErrFull:
@@ -245,11 +245,11 @@ func TestLanesEveryOrder(t *testing.T) {
 }
 
 // try calls f and catches its panic.
-func try(f func() error) (err error, p *Panic) {
+func try(f func() error) (p *Panic, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			p = v.(*Panic)
 		}
 	}()
-	return f(), nil
+	return nil, f()
 }

@@ -66,7 +66,7 @@ func TestLanesStress(t *testing.T) {
 				j := &Job[number]{}
 				for i := range rounds {
 					j.V = number{n: i, fail: (i+s)%97 == 0}
-					err, p := try(func() error { return l.Do(j) })
+					p, err := try(func() error { return l.Do(j) })
 					if err == ErrFull {
 						refused.Add(1)
 						if j.V.ran != 0 {
@@ -155,7 +155,7 @@ func held(t *testing.T, o LaneOptions, run func(*Batch[number])) (l *Lanes[numbe
 			out := &outcome{}
 			outs = append(outs, out)
 			before := l.lanes[0].head.Load()
-			wg.Go(func() { out.err, out.panic = try(func() error { return l.Do(j) }) })
+			wg.Go(func() { out.panic, out.err = try(func() error { return l.Do(j) }) })
 			for l.lanes[0].head.Load() == before {
 				runtime.Gosched()
 			}
