@@ -176,11 +176,15 @@ func TestWycheproofSignatures(t *testing.T) {
 			if c.spec == Ed25519 && len(key) == ed25519.PublicKeySize {
 				key, _ = x509.MarshalPKIXPublicKey(ed25519.PublicKey(key))
 			}
-			pub, err := parsePublicKey(c.spec, key)
-			if err != nil {
-				t.Fatalf("public key: %v", err)
+			ok, n := true, 0
+			for p, pub := range publics(t, c.spec, SignVerify, key) {
+				got := pub.public(&Op{Verb: Verify, Alg: c.alg, In: v.Msg, Sig: v.Sig}) == nil
+				if n++; n > 1 && got != ok {
+					t.Errorf("test %d: %v says %v, another provider the opposite", v.ID, p, got)
+				}
+				ok = got
 			}
-			return pub.public(&Op{Verb: Verify, Alg: c.alg, In: v.Msg, Sig: v.Sig}) == nil
+			return ok
 		})
 	}
 }
@@ -196,12 +200,10 @@ func TestWycheproofPSSSaltLength(t *testing.T) {
 		"rsa_pss_4096_sha512_mgf1_32": {RSA4096, AlgPSSSHA512},
 	} {
 		wycheproof(t, file, func(t *testing.T, key []byte, v *vector) bool {
-			pub, err := parsePublicKey(c.spec, key)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if pub.public(&Op{Verb: Verify, Alg: c.alg, In: v.Msg, Sig: v.Sig}) == nil && v.Result == "valid" {
-				t.Errorf("test %d: a salt of another length passed", v.ID)
+			for p, pub := range publics(t, c.spec, SignVerify, key) {
+				if pub.public(&Op{Verb: Verify, Alg: c.alg, In: v.Msg, Sig: v.Sig}) == nil && v.Result == "valid" {
+					t.Errorf("test %d: a salt of another length passed with %v", v.ID, p)
+				}
 			}
 			return v.Result == "valid"
 		})
@@ -219,22 +221,26 @@ func TestWycheproofOAEP(t *testing.T) {
 		"rsa_oaep_4096_sha256_mgf1sha256": {RSA4096, AlgOAEPSHA256},
 	} {
 		wycheproof(t, file, func(t *testing.T, key []byte, v *vector) bool {
-			priv, err := parsePrivateKey(c.spec, key)
-			if err != nil {
-				t.Fatal(err)
-			}
-			op := Op{Verb: Decrypt, Alg: c.alg, In: v.CT}
-			err = priv.private(&op)
-			if len(v.Label) > 0 { // KMS has no labels: these must fail
-				if err == nil {
-					t.Errorf("test %d: decrypted although it has a label", v.ID)
+			ok, n := true, 0
+			for p, priv := range privates(t, c.spec, EncryptDecrypt, key) {
+				op := Op{Verb: Decrypt, Alg: c.alg, In: v.CT}
+				err := priv.private(&op)
+				if err != nil && err != ErrInvalidCiphertext {
+					t.Errorf("test %d: %v: %v", v.ID, p, err)
 				}
-				return v.Result == "valid"
+				got := err == nil && bytes.Equal(op.Out, v.Msg)
+				if len(v.Label) > 0 { // KMS has no labels: these must fail
+					if err == nil {
+						t.Errorf("test %d: %v decrypted although it has a label", v.ID, p)
+					}
+					got = v.Result == "valid"
+				}
+				if n++; n > 1 && got != ok {
+					t.Errorf("test %d: %v says %v, another provider the opposite", v.ID, p, got)
+				}
+				ok = got
 			}
-			if err != nil && err != ErrInvalidCiphertext {
-				t.Errorf("test %d: %v", v.ID, err)
-			}
-			return err == nil && bytes.Equal(op.Out, v.Msg)
+			return ok
 		})
 	}
 }
@@ -255,15 +261,27 @@ func TestWycheproofECDH(t *testing.T) {
 			if err != nil {
 				t.Fatalf("test %d: private key: %v", v.ID, err)
 			}
-			op := Op{Verb: DeriveSecret, Alg: AlgECDH, In: v.Public}
-			err = (&ecdsaPrivate{spec: c.spec, agree: priv}).private(&op)
-			if err != nil && err != ErrInvalidPublicKey {
-				t.Errorf("test %d: %v", v.ID, err)
+			material, err := x509.MarshalPKCS8PrivateKey(priv)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ok, n := true, 0
+			for p, priv := range privates(t, c.spec, KeyAgreement, material) {
+				op := Op{Verb: DeriveSecret, Alg: AlgECDH, In: v.Public}
+				err := priv.private(&op)
+				if err != nil && err != ErrInvalidPublicKey {
+					t.Errorf("test %d: %v: %v", v.ID, p, err)
+				}
+				got := err == nil && bytes.Equal(op.Out, v.Shared)
+				if n++; n > 1 && got != ok {
+					t.Errorf("test %d: %v says %v, another provider the opposite", v.ID, p, got)
+				}
+				ok = got
 			}
 			if v.flag("CompressedPoint") { // valid, but not a form that we take
 				return v.Result == "valid"
 			}
-			return err == nil && bytes.Equal(op.Out, v.Shared)
+			return ok
 		})
 	}
 }
