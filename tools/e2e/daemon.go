@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -48,13 +49,13 @@ func Build(dir string) (string, error) {
 
 // Options say how a daemon is run.
 type Options struct {
-	Binary  string       // what Build returned
-	Dir     string       // data directory
-	Regions string       // --regions; empty serves us-east-1 alone
-	Token   *Token       // root of trust; nil is the software root
-	Args    []string     // more flags
-	Env     []string     // more variables, NAME=VALUE
-	TLS     *http.Client // set when the daemon serves HTTPS: reaches it
+	Binary  string      // what Build returned
+	Dir     string      // data directory
+	Regions string      // --regions; empty serves us-east-1 alone
+	Token   *Token      // root of trust; nil is the software root
+	Args    []string    // more flags
+	Env     []string    // more variables, NAME=VALUE
+	TLS     *tls.Config // set when the daemon serves HTTPS: what its clients use
 }
 
 // A Daemon is one keymill process and what is needed to start it again. Its
@@ -291,24 +292,38 @@ func (d *Daemon) Config(ctx context.Context, region string) (aws.Config, error) 
 		config.WithBaseEndpoint(d.URL()),
 		// One try: a test must see the daemon's first answer.
 		config.WithRetryMaxAttempts(1),
-		config.WithHTTPClient(httpClient()),
+		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+			if d.opts.TLS != nil {
+				t.TLSClientConfig = d.opts.TLS.Clone()
+			}
+		})),
 	}
-	if d.opts.TLS != nil {
-		opts = append(opts, config.WithHTTPClient(d.opts.TLS))
+	cfg, err := config.LoadDefaultConfig(ctx, opts...)
+	if err != nil {
+		return aws.Config{}, err
 	}
-	return config.LoadDefaultConfig(ctx, opts...)
+	cfg.HTTPClient = oneBody{cfg.HTTPClient}
+	return cfg, nil
 }
 
-// writeBuffer holds the largest request of KMS.
-const writeBuffer = 64 << 10
+// oneBody sends requests whose body nobody else can close. The SDK closes the
+// body it built as soon as there is an answer; net/http, when the answer is quick,
+// may then still be asking that body whether there is more of it, takes the end it
+// is told for a failed write and cuts the connection under the answer. Over a real
+// network nobody is quick enough for that, and the SDK would try again, which the
+// tests must not.
+type oneBody struct{ config.HTTPClient }
 
-// httpClient returns a client that hands the kernel a request in one piece. With
-// net/http's usual 4 KiB, a request over that size may be answered before the
-// transport has asked its body for more; the SDK closes the body on the answer,
-// the transport takes that for a failed write and cuts the connection under the
-// answer's body. Over a real network nobody is quick enough for that.
-func httpClient() *awshttp.BuildableClient {
-	return awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) { t.WriteBufferSize = writeBuffer })
+func (c oneBody) Do(req *http.Request) (*http.Response, error) {
+	if req.Body != nil {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return nil, err
+		}
+		req = req.Clone(req.Context())
+		req.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	return c.HTTPClient.Do(req)
 }
 
 // Client returns an SDK client for a region.

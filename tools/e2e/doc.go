@@ -20,7 +20,8 @@
 // skipped with a line that says what would install it, and is an error when
 // KEYMILL_TEST_REQUIRE names it (a list of node, aws, softhsm, or "all").
 //
-// # Kill rounds
+// # Settings
 //
+// KEYMILL_TEST_BINARY names a keymill to test in place of one built from here.
 // TestKill runs [killRounds] rounds; KEYMILL_TEST_KILL_ROUNDS changes that.
 package e2e

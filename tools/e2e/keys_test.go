@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 CustomerMasterKeySpec is deprecated and still part of the API under test.
+
 package e2e
 
 import (

@@ -17,7 +17,8 @@ import (
 	"github.com/aws/smithy-go"
 )
 
-// binary is the keymill under test, built by TestMain.
+// binary is the keymill under test, built by TestMain unless
+// KEYMILL_TEST_BINARY names one.
 var binary string
 
 // shared is the daemon of the tests that need none of their own: software root,
@@ -33,9 +34,11 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	if binary, err = Build(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
+	if binary = os.Getenv("KEYMILL_TEST_BINARY"); binary == "" {
+		if binary, err = Build(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 	}
 	shared, err = Start(context.Background(), Options{Binary: binary, Dir: dir + "/data", Regions: "all"})
 	if err != nil {

@@ -47,8 +47,6 @@ func (s *story) raw(op, body string) *rawCall {
 	}
 }
 
-var rawClient = httpClient()
-
 // A rawAnswer is what came back, byte for byte where it matters.
 type rawAnswer struct {
 	Status int
@@ -90,7 +88,7 @@ func (r *rawCall) send(t testing.TB) (rawAnswer, http.Header) {
 	if r.after != nil {
 		r.after(req)
 	}
-	res, err := rawClient.Do(req)
+	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
