@@ -53,12 +53,8 @@ func createAlias(x *exchange, in *wire.CreateAliasRequest) error {
 		} else if !errors.Is(err, keystore.ErrNotFound) {
 			return err
 		}
-		n, err := s.store.CountKeyAliases(target.ref, maxAliasesPerKey)
-		if err != nil {
+		if err := s.roomForAlias(target); err != nil {
 			return err
-		}
-		if n >= maxAliasesPerKey {
-			return wire.NewError(wire.LimitExceededException, "The key %s has %d aliases, which is the limit.", target.arn, n)
 		}
 		t.PutAlias(&keystore.Alias{
 			Account: name.account, Region: name.region, Name: name.name,
@@ -67,6 +63,16 @@ func createAlias(x *exchange, in *wire.CreateAliasRequest) error {
 		return nil
 	})
 	s.aliases.Invalidate(name)
+	return err
+}
+
+// roomForAlias refuses one more alias than a key may have.
+func (s *Service) roomForAlias(target *keyView) error {
+	most := s.quota.Resources().AliasesPerKey
+	n, err := s.store.CountKeyAliases(target.ref, most)
+	if err == nil && n >= most {
+		err = wire.NewError(wire.LimitExceededException, "The key %s has %d aliases, which is the limit.", target.arn, n)
+	}
 	return err
 }
 
@@ -94,12 +100,8 @@ func updateAlias(x *exchange, in *wire.UpdateAliasRequest) error {
 			return err
 		}
 		if a.Target != target.ref.ID {
-			n, err := s.store.CountKeyAliases(target.ref, maxAliasesPerKey)
-			if err != nil {
+			if err := s.roomForAlias(target); err != nil {
 				return err
-			}
-			if n >= maxAliasesPerKey {
-				return wire.NewError(wire.LimitExceededException, "The key %s has %d aliases, which is the limit.", target.arn, n)
 			}
 		}
 		moved := *a

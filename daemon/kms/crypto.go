@@ -151,6 +151,9 @@ func reEncrypt(x *exchange, in *wire.ReEncryptRequest) error {
 	if err != nil {
 		return err
 	}
+	if err := x.admit(keyClass(dest.spec)); err != nil {
+		return err
+	}
 	if err := x.judge(dest, "ReEncryptTo"); err != nil {
 		return err
 	}

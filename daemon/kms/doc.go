@@ -5,10 +5,12 @@
 //
 //	route        X-Amz-Target picks a row of the operation table
 //	authenticate daemon/sigv4 names the caller; nothing is parsed before
+//	admit        how often may the account; daemon/quota
 //	decode       daemon/wire, strict; then the model's constraints
 //	resolve      the key identifier becomes an immutable view of one KMS key
+//	admit        the account again, where the quota is that of the key's kind
 //	authorise    may the caller; see (*exchange).authorise for what holds today
-//	admit        how often may they; quotas are not enforced yet
+//	admit        how often may the key be used; admit.go says why in three places
 //	judge        key state and key usage, from tables
 //	run          the one function that is special to the operation
 //	audit        the stage exists and does nothing until the audit trail does

@@ -8,6 +8,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"keymill/daemon/quota"
 	"keymill/daemon/sigv4"
 	"keymill/daemon/wire"
 	"keymill/engine"
@@ -39,6 +40,11 @@ type exchange struct {
 	key     *keyView // the request's key, nil for operations without one
 	dryRun  bool
 
+	quotas *quota.Account // the caller's, nil without limits
+	class  quota.Class    // the one of quotas that was taken from last
+	bucket *quota.Bucket  // the key's that was taken from last
+	units  int64          // what the request counts for, in each of them
+
 	// Scratch of the operations. ops[1] serves ReEncrypt's second half. secret
 	// holds plaintext and is wiped; the others never do.
 	ops    [2]engine.Op
@@ -61,6 +67,7 @@ func newExchange(s *Service) *exchange {
 func (x *exchange) begin(ctx *fasthttp.RequestCtx) {
 	x.ctx = ctx
 	x.now = x.svc.clock()
+	x.units = 1
 	x.newRequestID()
 }
 
@@ -75,6 +82,7 @@ func (x *exchange) end() {
 	x.ops = [2]engine.Op{}
 	x.ctx, x.row, x.in, x.key = nil, nil, nil, nil
 	x.dryRun = false
+	x.quotas, x.class, x.bucket = nil, quota.NoClass, nil
 	x.account, x.region = "", ""
 	x.auth = sigv4.Result{}
 	x.signed = sigv4.Request{}

@@ -16,6 +16,7 @@ import (
 	"github.com/valyala/fasthttp"
 	"github.com/valyala/fasthttp/fasthttputil"
 
+	"keymill/daemon/quota"
 	"keymill/daemon/sigv4/sigv4test"
 	"keymill/daemon/wire"
 	"keymill/hsm/hsmtest"
@@ -41,6 +42,12 @@ type harness struct {
 
 func newHarness(t testing.TB) *harness {
 	t.Helper()
+	return newHarnessWith(t, nil)
+}
+
+// newHarnessWith is newHarness with quotas; nil is none.
+func newHarnessWith(t testing.TB, quotas *quota.Profile) *harness {
+	t.Helper()
 	h := &harness{
 		TB:   t,
 		root: hsmtest.NewMemory(),
@@ -60,7 +67,7 @@ func newHarness(t testing.TB) *harness {
 		t.Fatal(err)
 	}
 	h.svc, err = New(Config{
-		Store: h.store, Account: testAccount, Region: testRegion, Regions: []string{"us-east-1"},
+		Store: h.store, Account: testAccount, Region: testRegion, Regions: []string{"us-east-1"}, Quota: quotas,
 		Clock: clock, Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {

@@ -20,7 +20,7 @@ func TestHotPathAllocations(t *testing.T) {
 	if raceEnabled {
 		t.Skip("skipped under the race detector: it allocates on its own account")
 	}
-	h := newHarness(t)
+	h := newHarnessWith(t, profile(t, "base: aws\nrequests: {symmetric: 10000000}\nper-key: 10000000\n"))
 	id, arn := h.newKey(nil)
 	h.must("CreateAlias", args{"AliasName": "alias/hot", "TargetKeyId": id})
 	blob := h.must("Encrypt", args{"KeyId": id, "Plaintext": "aGVsbG8="}).str("CiphertextBlob")

@@ -16,8 +16,6 @@ const (
 	defaultDeletionDays = 30
 	minDeletionDays     = 7
 	maxDeletionDays     = 30
-	maxTags             = 50
-	maxAliasesPerKey    = 50
 )
 
 // timestamp is a time as the wire has it, in seconds with milliseconds.
@@ -38,7 +36,7 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 	case in.XksKeyId != "":
 		return invalid("XksKeyId can only be used with a custom key store of type EXTERNAL_KEY_STORE.")
 	}
-	tags, err := mergeTags(nil, in.Tags)
+	tags, err := mergeTags(nil, in.Tags, x.svc.quota.Resources().TagsPerKey)
 	if err != nil {
 		return err
 	}
@@ -51,6 +49,11 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 		keyPolicy = strings.Clone(in.Policy)
 	}
 
+	done, err := x.svc.keyRoom.take(x.svc, x.account, x.region)
+	if err != nil {
+		return err
+	}
+	defer done()
 	secret, err := engine.GenerateMaterial(spec)
 	if err != nil {
 		return err
@@ -327,11 +330,12 @@ func putKeyPolicy(x *exchange, in *wire.PutKeyPolicyRequest) error {
 // checkPolicy refuses a key policy that is too long, malformed, names principals
 // that cannot exist, or would lock the caller out of the key arn.
 func (x *exchange) checkPolicy(arn, text string, bypassLockout bool) error {
+	if most := x.svc.quota.Resources().PolicyBytes; len(text) > most {
+		return wire.NewError(wire.LimitExceededException, "The key policy has %d bytes; the limit is %d.", len(text), most)
+	}
 	p, err := policy.Parse(text)
 	var bad *policy.Error
 	switch {
-	case errors.Is(err, policy.ErrTooLarge):
-		return wire.NewError(wire.LimitExceededException, "The key policy has %d bytes; the limit is %d.", len(text), policy.MaxBytes)
 	case errors.As(err, &bad):
 		x.svc.log.Debug("key policy refused", "request_id", string(x.id[:]), "where", bad.Where)
 		return wire.ErrorText(wire.MalformedPolicyDocumentException, bad.Text)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"keymill/daemon/quota"
 	"keymill/daemon/wire"
 	"keymill/engine"
 	"keymill/keystore"
@@ -30,6 +31,7 @@ type keyView struct {
 	usage  engine.Usage
 	state  keyState
 	handle engine.Key
+	bucket *quota.Bucket // the key's limit, nil without one; the same for all views of a key
 
 	// materialIDs are the texts of the versions' KeyMaterialIds, in the order of
 	// rec.Versions; nil for keys whose material has no visible id.
@@ -87,6 +89,7 @@ func (s *Service) buildView(rec *keystore.Key) (*keyView, error) {
 	if ok != [3]bool{true, true, true} {
 		return nil, fmt.Errorf("record of %s has spec %q, usage %q, state %q: written by a newer version?", v.arn, rec.Spec, rec.Usage, rec.State)
 	}
+	v.bucket = s.keyBucket(v.ref)
 	if v.spec.Symmetric() {
 		for i := range rec.Versions {
 			v.materialIDs = append(v.materialIDs, engine.MaterialID(rec.Versions[i].MaterialID).String())
@@ -101,6 +104,16 @@ func (s *Service) buildView(rec *keystore.Key) (*keyView, error) {
 	}
 	v.handle = *handle
 	return v, nil
+}
+
+// keyBucket returns the limit of a key. It is kept apart from the views, which go
+// with every change of the key: nobody gets a full bucket by editing a key.
+func (s *Service) keyBucket(ref keystore.Ref) *quota.Bucket {
+	if b, ok := s.buckets.Get(ref); ok {
+		return b
+	}
+	b, _ := s.buckets.Load(ref, func() (*quota.Bucket, error) { return s.quota.NewKeyBucket(), nil })
+	return b
 }
 
 // A handleName tells the handles of one key apart by the material they know, so

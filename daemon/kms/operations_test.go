@@ -465,11 +465,11 @@ func TestAliases(t *testing.T) {
 	h.must("DeleteAlias", args{"AliasName": "alias/x"})
 	h.refused("DescribeKey", args{"KeyId": "alias/x"}, "NotFoundException", "Alias "+arn+" is not found.")
 	h.refused("DeleteAlias", args{"AliasName": "alias/x"}, "NotFoundException", "Alias "+arn+" is not found.")
-	for i := range maxAliasesPerKey {
+	for i := range 50 {
 		h.must("CreateAlias", args{"AliasName": fmt.Sprintf("alias/n%d", i), "TargetKeyId": a})
 	}
 	if got := h.call("CreateAlias", args{"AliasName": "alias/toomany", "TargetKeyId": a}); got.code() != "LimitExceededException" {
-		t.Errorf("alias number %d: %s", maxAliasesPerKey+1, got)
+		t.Errorf("alias number 51: %s", got)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/valyala/fasthttp"
 
+	"keymill/daemon/quota"
 	"keymill/daemon/sigv4"
 	"keymill/daemon/wire"
 )
@@ -31,8 +32,30 @@ func (x *exchange) serve() (err error) {
 	if err := x.authenticate(); err != nil {
 		return err
 	}
+	if err := x.admitCall(); err != nil {
+		return err
+	}
+	err = x.work()
+	if err != nil && x.class == quota.NoClass { // refused before its quota was known
+		if err := x.admit(quota.Symmetric); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// work takes an authenticated request from its body to its answer.
+func (x *exchange) work() (err error) {
 	if err := x.decode(); err != nil {
 		return err
+	}
+	if x.row.units != nil {
+		x.units = x.row.units(x.in)
+	}
+	if x.row.quota == pairQuota {
+		if err := x.admitPair(); err != nil {
+			return err
+		}
 	}
 	if x.row.run == nil {
 		return wire.NewError(wire.UnsupportedOperationException, "%s is not available in this version of Keymill.", x.opName())
@@ -43,6 +66,11 @@ func (x *exchange) serve() (err error) {
 	if x.row.key != nil {
 		if x.key, err = x.row.key(x); err != nil {
 			return err
+		}
+		if x.row.quota == keyQuota {
+			if err := x.admit(keyClass(x.key.spec)); err != nil {
+				return err
+			}
 		}
 		if err := x.judge(x.key, x.row.action); err != nil {
 			return err
@@ -217,10 +245,13 @@ func (x *exchange) refuseUnsupportedFields() error {
 }
 
 // judge decides whether the operation may go on with v: the caller's permission,
-// the key's state, its usage. The order is AWS's: who may not see a key learns
-// nothing of its state.
+// the key's quota, its state, its usage. The order is AWS's: who may not see a
+// key learns nothing of its state.
 func (x *exchange) judge(v *keyView, action string) error {
 	if err := x.authorise(v, action); err != nil {
+		return err
+	}
+	if err := x.admitKey(v); err != nil {
 		return err
 	}
 	if err := x.row.states.check(v.state, v.arn); err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unsafe"
 
+	"keymill/daemon/quota"
 	"keymill/daemon/sigv4"
 	"keymill/engine"
 	"keymill/keystore"
@@ -22,6 +23,7 @@ type Config struct {
 	// KeyCache bounds the keys whose record and cipher state stay in memory;
 	// 0 means DefaultKeyCache.
 	KeyCache int
+	Quota    *quota.Profile   // request and resource quotas; nil: quota.None
 	Clock    func() time.Time // nil: time.Now
 	Logger   *slog.Logger     // nil: slog.Default()
 }
@@ -44,14 +46,17 @@ type Service struct {
 	clock   func() time.Time
 	log     *slog.Logger
 	counts  *counters
+	quota   *quota.Limiter
 
 	// each safe for concurrent use, coherent by the rule in the package comment
 	views       *keystore.Cache[keystore.Ref, keyView]
 	handles     *keystore.Cache[handleName, engine.Key]
 	bulky       *keystore.Cache[handleName, engine.Key] // of ML-DSA keys
+	buckets     *keystore.Cache[keystore.Ref, quota.Bucket]
 	aliases     *keystore.Cache[aliasName, keystore.KeyID]
 	credentials *keystore.Cache[string, sigv4.Credential]
 
+	keyRoom   keyRoom
 	exchanges sync.Pool // of *exchange
 }
 
@@ -83,7 +88,9 @@ func New(c Config) (*Service, error) {
 		clock:       c.Clock,
 		log:         c.Logger,
 		counts:      newCounters(),
+		quota:       quota.New(c.Quota, c.Clock()),
 		views:       keystore.NewCache[keystore.Ref, keyView](c.KeyCache, nil),
+		buckets:     keystore.NewCache[keystore.Ref, quota.Bucket](c.KeyCache, nil),
 		aliases:     keystore.NewCache[aliasName, keystore.KeyID](c.KeyCache, nil),
 		credentials: keystore.NewCache[string, sigv4.Credential](maxCredentials, nil),
 	}

@@ -17,6 +17,12 @@ type operation struct {
 	key func(x *exchange) (*keyView, error)
 	// states says what the operation answers in each key state.
 	states stateRule
+	// quota says which of the account's request quotas a request counts in; without
+	// a word it is the operation's own.
+	quota quotaRule
+	// units says how many operations of AWS KMS the request counts for in quotas;
+	// nil is one.
+	units func(in wire.Input) int64
 	// usage is the only key usage that the operation works on; 0 is any.
 	usage engine.Usage
 	// run does the work and puts the answer's body into x.out; nil for operations
@@ -30,19 +36,19 @@ var operations = table([]operation{
 	{op: wire.OpCancelKeyDeletion, key: byKey(func(in *wire.CancelKeyDeletionRequest) string { return in.KeyId }), states: deletionCancel, run: with(cancelKeyDeletion)},
 	{op: wire.OpCreateAlias, states: description, run: with(createAlias)},
 	{op: wire.OpCreateKey, run: with(createKey)},
-	{op: wire.OpDecrypt, key: decryptionKey, states: cryptography, usage: engine.EncryptDecrypt, run: with(decrypt)},
+	{op: wire.OpDecrypt, key: decryptionKey, states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(decrypt)},
 	{op: wire.OpDeleteAlias, states: always, run: with(deleteAlias)},
-	{op: wire.OpDeriveSharedSecret, key: byAlias(func(in *wire.DeriveSharedSecretRequest) string { return in.KeyId }), states: cryptography, usage: engine.KeyAgreement, run: with(deriveSharedSecret)},
+	{op: wire.OpDeriveSharedSecret, key: byAlias(func(in *wire.DeriveSharedSecretRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.KeyAgreement, run: with(deriveSharedSecret)},
 	{op: wire.OpDescribeKey, key: byAlias(func(in *wire.DescribeKeyRequest) string { return in.KeyId }), states: always, run: with(describeKey)},
 	{op: wire.OpDisableKey, key: byKey(func(in *wire.DisableKeyRequest) string { return in.KeyId }), states: enableDisable, run: with(disableKey)},
 	{op: wire.OpEnableKey, key: byKey(func(in *wire.EnableKeyRequest) string { return in.KeyId }), states: enableDisable, run: with(enableKey)},
-	{op: wire.OpEncrypt, key: byAlias(func(in *wire.EncryptRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(encrypt)},
-	{op: wire.OpGenerateDataKey, key: byAlias(func(in *wire.GenerateDataKeyRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(generateDataKey)},
-	{op: wire.OpGenerateDataKeyPair, key: byAlias(func(in *wire.GenerateDataKeyPairRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(generateDataKeyPair)},
-	{op: wire.OpGenerateDataKeyPairWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyPairWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(generateDataKeyPairWithoutPlaintext)},
-	{op: wire.OpGenerateDataKeyWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, usage: engine.EncryptDecrypt, run: with(generateDataKeyWithoutPlaintext)},
-	{op: wire.OpGenerateMac, key: byAlias(func(in *wire.GenerateMacRequest) string { return in.KeyId }), states: cryptography, usage: engine.GenerateVerifyMAC, run: with(generateMac)},
-	{op: wire.OpGenerateRandom, run: with(generateRandom)},
+	{op: wire.OpEncrypt, key: byAlias(func(in *wire.EncryptRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(encrypt)},
+	{op: wire.OpGenerateDataKey, key: byAlias(func(in *wire.GenerateDataKeyRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKey)},
+	{op: wire.OpGenerateDataKeyPair, key: byAlias(func(in *wire.GenerateDataKeyPairRequest) string { return in.KeyId }), states: cryptography, quota: pairQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyPair)},
+	{op: wire.OpGenerateDataKeyPairWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyPairWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, quota: pairQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyPairWithoutPlaintext)},
+	{op: wire.OpGenerateDataKeyWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyWithoutPlaintext)},
+	{op: wire.OpGenerateMac, key: byAlias(func(in *wire.GenerateMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(generateMac)},
+	{op: wire.OpGenerateRandom, quota: symmetricQuota, run: with(generateRandom)},
 	{op: wire.OpGetKeyPolicy, key: byKey(func(in *wire.GetKeyPolicyRequest) string { return in.KeyId }), states: always, run: with(getKeyPolicy)},
 	{op: wire.OpGetPublicKey, key: byAlias(func(in *wire.GetPublicKeyRequest) string { return in.KeyId }), states: publicKey, run: with(getPublicKey)},
 	{op: wire.OpListAliases, states: always, run: with(listAliases)},
@@ -50,15 +56,15 @@ var operations = table([]operation{
 	{op: wire.OpListKeys, run: with(listKeys)},
 	{op: wire.OpListResourceTags, key: byKey(func(in *wire.ListResourceTagsRequest) string { return in.KeyId }), states: always, run: with(listResourceTags)},
 	{op: wire.OpPutKeyPolicy, key: byKey(func(in *wire.PutKeyPolicyRequest) string { return in.KeyId }), states: always, run: with(putKeyPolicy)},
-	{op: wire.OpReEncrypt, action: "ReEncryptFrom", key: reEncryptSource, states: cryptography, usage: engine.EncryptDecrypt, run: with(reEncrypt)},
+	{op: wire.OpReEncrypt, action: "ReEncryptFrom", key: reEncryptSource, states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(reEncrypt)},
 	{op: wire.OpScheduleKeyDeletion, key: byKey(func(in *wire.ScheduleKeyDeletionRequest) string { return in.KeyId }), states: deletionStart, run: with(scheduleKeyDeletion)},
-	{op: wire.OpSign, key: byAlias(func(in *wire.SignRequest) string { return in.KeyId }), states: cryptography, usage: engine.SignVerify, run: with(sign)},
+	{op: wire.OpSign, key: byAlias(func(in *wire.SignRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, run: with(sign)},
 	{op: wire.OpTagResource, key: byKey(func(in *wire.TagResourceRequest) string { return in.KeyId }), states: description, run: with(tagResource)},
 	{op: wire.OpUntagResource, key: byKey(func(in *wire.UntagResourceRequest) string { return in.KeyId }), states: description, run: with(untagResource)},
 	{op: wire.OpUpdateAlias, states: description, run: with(updateAlias)},
 	{op: wire.OpUpdateKeyDescription, key: byKey(func(in *wire.UpdateKeyDescriptionRequest) string { return in.KeyId }), states: description, run: with(updateKeyDescription)},
-	{op: wire.OpVerify, key: byAlias(func(in *wire.VerifyRequest) string { return in.KeyId }), states: cryptography, usage: engine.SignVerify, run: with(verify)},
-	{op: wire.OpVerifyMac, key: byAlias(func(in *wire.VerifyMacRequest) string { return in.KeyId }), states: cryptography, usage: engine.GenerateVerifyMAC, run: with(verifyMac)},
+	{op: wire.OpVerify, key: byAlias(func(in *wire.VerifyRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, run: with(verify)},
+	{op: wire.OpVerifyMac, key: byAlias(func(in *wire.VerifyMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(verifyMac)},
 })
 
 func table(rows []operation) (t [wire.NumOps + 1]operation) {

@@ -8,9 +8,12 @@ import (
 	"keymill/keystore"
 )
 
-// mergeTags returns have with add laid over it, sorted by key. The strings of
-// add are cloned.
-func mergeTags(have []keystore.Tag, add []wire.Tag) ([]keystore.Tag, error) {
+// maxTagPage is the default and the maximum of ListResourceTags' Limit.
+const maxTagPage = 50
+
+// mergeTags returns have with add laid over it, sorted by key, at most so many.
+// The strings of add are cloned.
+func mergeTags(have []keystore.Tag, add []wire.Tag, most int) ([]keystore.Tag, error) {
 	seen := make(map[string]bool, len(add))
 	merged := make([]keystore.Tag, 0, len(have)+len(add))
 	for _, t := range add {
@@ -28,7 +31,7 @@ func mergeTags(have []keystore.Tag, add []wire.Tag) ([]keystore.Tag, error) {
 			merged = append(merged, t)
 		}
 	}
-	if len(merged) > maxTags {
+	if len(merged) > most {
 		return nil, tagError("Too many tags")
 	}
 	sort.Slice(merged, func(i, j int) bool { return merged[i].Key < merged[j].Key })
@@ -38,7 +41,9 @@ func mergeTags(have []keystore.Tag, add []wire.Tag) ([]keystore.Tag, error) {
 func tagError(text string) error { return wire.NewError(wire.TagException, "%s", text) }
 
 func tagResource(x *exchange, in *wire.TagResourceRequest) error {
-	return x.changeTags(func(have []keystore.Tag) ([]keystore.Tag, error) { return mergeTags(have, in.Tags) })
+	return x.changeTags(func(have []keystore.Tag) ([]keystore.Tag, error) {
+		return mergeTags(have, in.Tags, x.svc.quota.Resources().TagsPerKey)
+	})
 }
 
 func untagResource(x *exchange, in *wire.UntagResourceRequest) error {
@@ -84,7 +89,7 @@ func listResourceTags(x *exchange, in *wire.ListResourceTagsRequest) error {
 	}
 	i := sort.Search(len(tags), func(i int) bool { return in.Marker == "" || tags[i].Key > after })
 	tags = tags[i:]
-	limit := pageSize(in.Limit, maxTags, maxTags)
+	limit := pageSize(in.Limit, maxTagPage, maxTagPage)
 	resp := wire.ListResourceTagsResponse{Tags: []wire.Tag{}, Truncated: wire.Some(len(tags) > limit)}
 	if len(tags) > limit {
 		tags = tags[:limit]

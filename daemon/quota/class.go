@@ -46,7 +46,8 @@ func cryptographic(op wire.Op) bool {
 	switch op {
 	case wire.OpDecrypt, wire.OpDeriveSharedSecret, wire.OpEncrypt, wire.OpGenerateDataKey, wire.OpGenerateDataKeyPair,
 		wire.OpGenerateDataKeyPairWithoutPlaintext, wire.OpGenerateDataKeyWithoutPlaintext, wire.OpGenerateMac,
-		wire.OpGenerateRandom, wire.OpReEncrypt, wire.OpSign, wire.OpVerify, wire.OpVerifyMac:
+		wire.OpGenerateRandom, wire.OpReEncrypt, wire.OpSign, wire.OpVerify, wire.OpVerifyMac,
+		wire.OpBatchDecrypt, wire.OpBatchEncrypt, wire.OpBatchSign, wire.OpBatchVerify, wire.OpGenerateDataKeys:
 		return true
 	}
 	return false
