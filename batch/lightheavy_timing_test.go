@@ -30,8 +30,8 @@ import (
 // clients do: it writes the time into one of 16 pipes and waits for nothing (open
 // loop), and a goroutine for each pipe reads it, works for 1 us and takes the
 // time. Meanwhile 64 goroutines submit pure Go jobs of 5 ms, as fast as they are
-// done. GOGC is 20 and every light request leaves 16 KiB of garbage, so that the
-// collector runs all the time.
+// done. In the gc cases GOGC is 20 and every light request leaves 16 KiB of
+// garbage, so that the collector runs 75 times a second.
 
 const (
 	tickerEnv   = "KEYMILL_BATCH_TICKER" // rate, in the process that makes requests
@@ -142,6 +142,8 @@ func BenchmarkLightHeavy(b *testing.B) {
 		cases = append(cases,
 			lightHeavyCase{fmt.Sprintf("workers=%d", n), procs, heavy(HeavyOptions{Workers: n})},
 			lightHeavyCase{fmt.Sprintf("workers=%d,pinned", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin})},
+			lightHeavyCase{fmt.Sprintf("workers=%d,slice=20ms", n), procs, heavy(HeavyOptions{Workers: n, Slice: 20 * time.Millisecond})},
+			lightHeavyCase{fmt.Sprintf("workers=%d,pinned,slice=20ms", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin, Slice: 20 * time.Millisecond})},
 			lightHeavyCase{fmt.Sprintf("workers=%d,nice=10", n), procs, heavy(HeavyOptions{Workers: n, Nice: 10})},
 			lightHeavyCase{fmt.Sprintf("workers=%d,pinned,nice=10", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin, Nice: 10})},
 			lightHeavyCase{fmt.Sprintf("workers=%d,nice=19", n), procs, heavy(HeavyOptions{Workers: n, Nice: 19})},
@@ -151,16 +153,17 @@ func BenchmarkLightHeavy(b *testing.B) {
 	}
 	for _, c := range cases {
 		b.Run(c.name, func(b *testing.B) {
-			for range b.N {
-				c.run(b)
-			}
+			b.Run("calm", func(b *testing.B) { c.run(b, false) })
+			b.Run("gc", func(b *testing.B) { c.run(b, true) })
 		})
 	}
 }
 
-func (c lightHeavyCase) run(b *testing.B) {
+func (c lightHeavyCase) run(b *testing.B, garbage bool) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(c.procs))
-	defer debug.SetGCPercent(debug.SetGCPercent(20))
+	if garbage {
+		defer debug.SetGCPercent(debug.SetGCPercent(20))
+	}
 	heavyRounds, lightRounds := roundsPer(5*time.Millisecond), roundsPer(time.Microsecond)
 
 	var stop atomic.Bool
@@ -186,7 +189,7 @@ func (c lightHeavyCase) run(b *testing.B) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), tickerEnv+"="+strconv.Itoa(tickerRate))
 	var readers sync.WaitGroup
-	latencies, garbage := make([][]int64, tickerPipes), make([][]byte, tickerPipes)
+	latencies, kept := make([][]int64, tickerPipes), make([][]byte, tickerPipes)
 	var recording atomic.Bool
 	for i := range tickerPipes {
 		in, out, err := os.Pipe()
@@ -202,7 +205,9 @@ func (c lightHeavyCase) run(b *testing.B) {
 					return
 				}
 				work(lightRounds)
-				garbage[i] = make([]byte, 16<<10)
+				if garbage {
+					kept[i] = make([]byte, 16<<10)
+				}
 				if recording.Load() {
 					latencies[i] = append(latencies[i], monotonic()-int64(binary.LittleEndian.Uint64(buf[:])))
 				}

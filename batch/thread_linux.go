@@ -8,7 +8,7 @@ import (
 
 // prepareThread binds the calling thread to a processor (none when cpu is
 // negative) and lowers its priority. The goroutine is locked to the thread.
-func prepareThread(cpu, nice int, policy Policy) error {
+func prepareThread(cpu int, o HeavyOptions) error {
 	if cpu >= 0 {
 		var set unix.CPUSet
 		set.Set(cpu)
@@ -16,15 +16,17 @@ func prepareThread(cpu, nice int, policy Policy) error {
 			return fmt.Errorf("couldn't bind a worker to processor %d: %w", cpu, err)
 		}
 	}
-	if policy == PolicyNormal && nice == 0 {
+	if o.Policy == PolicyNormal && o.Nice == 0 && o.Slice == 0 {
 		return nil
 	}
 	attr, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
 		return fmt.Errorf("couldn't read a worker's priority: %w", err)
 	}
-	attr.Nice = min(attr.Nice+int32(nice), 19)
-	switch policy {
+	attr.Nice = min(attr.Nice+int32(o.Nice), 19)
+	attr.Flags = 0
+	attr.Runtime = uint64(o.Slice.Nanoseconds())
+	switch o.Policy {
 	case PolicyNormal:
 		attr.Policy = unix.SCHED_NORMAL
 	case PolicyBatch:

@@ -4,8 +4,8 @@ package batch
 
 import "errors"
 
-func prepareThread(cpu, nice int, policy Policy) error {
-	if cpu >= 0 || nice != 0 || policy != PolicyNormal {
+func prepareThread(cpu int, o HeavyOptions) error {
+	if cpu >= 0 || o.Nice != 0 || o.Policy != PolicyNormal {
 		return errors.New("batch: binding threads and lowering their priority is available on Linux only")
 	}
 	return nil
