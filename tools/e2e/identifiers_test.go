@@ -209,18 +209,16 @@ func TestIdentifiers(t *testing.T) {
 				{"", "ValidationException", "1 validation error detected: Value '' at '..."},
 				{strings.Repeat("a", 2049), "ValidationException", "1 validation error detected: Value '..."},
 			} {
+				if tc.id == "" && c.op == "ListAliases" {
+					continue // an optional member
+				}
 				err := c.do(t.Context(), k, tc.id, nil)
-				if !t.Run("refuses "+tc.id[:min(len(tc.id), 60)], func(t *testing.T) {
-					if tc.id == "" && c.op == "ListAliases" {
-						t.Skip("an optional member")
-					}
+				t.Run("refuses "+tc.id[:min(len(tc.id), 60)], func(t *testing.T) {
 					if c.op == "ReEncrypt" && len(tc.text) > 0 && tc.code == "ValidationException" {
 						tc.text = "2 validation errors detected: Value '..." // both keys
 					}
 					wantError(t, err, tc.code, tc.text)
-				}) {
-					continue
-				}
+				})
 			}
 			if c.aliases {
 				missing := "alias/missing"

@@ -118,7 +118,7 @@ func (w *writer) step(ctx context.Context, c *kms.Client) error {
 		return nil
 	}
 	w.count++
-	switch n := w.rand.IntN(9); {
+	switch n := w.rand.IntN(12); {
 	case key.State == "PendingDeletion":
 		return do(setState("Disabled"), func() error {
 			_, err := c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &id})
@@ -206,8 +206,8 @@ func TestKill(t *testing.T) {
 	strays := make(map[string]bool) // keys whose creation was not acknowledged
 	inFlight := 0
 	for round := range rounds {
-		// After the start the writers have 10 to 70 ms.
-		life := time.Duration(10+random.IntN(60)) * time.Millisecond
+		// After the start the writers have 10 to 90 ms.
+		life := time.Duration(10+random.IntN(80)) * time.Millisecond
 		var wg sync.WaitGroup
 		errs := make([]error, len(writers))
 		for i, w := range writers {
@@ -259,8 +259,8 @@ func TestKill(t *testing.T) {
 		}
 	}
 	t.Logf("%d changes acknowledged, %d in flight when killed, %d keys made unacknowledged, %d data keys", acks, inFlight, len(strays), dataKeys)
-	if acks < rounds || inFlight == 0 {
-		t.Errorf("%d changes acknowledged, %d in flight: the rounds say little", acks, inFlight)
+	if acks < rounds || inFlight == 0 || dataKeys == 0 {
+		t.Error("the rounds say little")
 	}
 }
 
