@@ -253,7 +253,7 @@ func (x *exchange) newDataKeyPair(pairSpec string, context []wire.Pair) (public 
 		return nil, nil
 	}
 	spec, _ := engine.ParseSpec(pairSpec)
-	private, public, err := engine.GenerateKeyPair(spec)
+	private, public, err := x.svc.generateKeyPair(spec)
 	if err != nil {
 		return nil, err
 	}

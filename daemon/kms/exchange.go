@@ -48,6 +48,7 @@ type exchange struct {
 	// Scratch of the operations. ops[1] serves ReEncrypt's second half. secret
 	// holds plaintext and is wiped; the others never do.
 	ops    [2]engine.Op
+	heavy  heavyJob
 	pairs  []engine.ContextPair
 	aad    []byte
 	aad2   []byte
@@ -130,7 +131,9 @@ func (x *exchange) encryptionContext(dst []byte, pairs []wire.Pair) []byte {
 // first when it is cold.
 func (x *exchange) do(v *keyView, op *engine.Op) error {
 	ops := x.opsFor(op)
-	v.handle.Do(ops)
+	if err := x.compute(v, ops); err != nil {
+		return err
+	}
 	if op.Err == engine.ErrPending {
 		if err := x.warm(v, ops); err != nil {
 			return err
@@ -156,7 +159,9 @@ func (x *exchange) warm(v *keyView, ops []engine.Op) error {
 		if err := v.handle.Warm(ctx, ops); err != nil && err != engine.ErrPurged {
 			return err
 		}
-		v.handle.Do(ops)
+		if err := x.compute(v, ops); err != nil {
+			return err
+		}
 		if ops[0].Err != engine.ErrPending {
 			return nil
 		}

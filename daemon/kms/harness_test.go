@@ -80,6 +80,7 @@ func newHarnessWith(t testing.TB, quotas *quota.Profile) *harness {
 	t.Cleanup(func() {
 		_ = h.ln.Close()
 		<-done
+		h.svc.Close()
 		if err := h.store.Close(); err != nil {
 			t.Error(err)
 		}

@@ -54,17 +54,11 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 		return err
 	}
 	defer done()
-	secret, err := engine.GenerateMaterial(spec)
+	secret, public, err := x.svc.generateMaterial(spec)
 	if err != nil {
 		return err
 	}
 	defer clear(secret)
-	var public []byte
-	if spec.Asymmetric() {
-		if public, err = engine.PublicKey(spec, secret); err != nil {
-			return err
-		}
-	}
 	now := x.now.UTC()
 	rec := &keystore.Key{
 		Account:        x.account,

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unsafe"
 
+	mill "keymill/batch"
 	"keymill/daemon/quota"
 	"keymill/daemon/sigv4"
 	"keymill/engine"
@@ -26,6 +27,12 @@ type Config struct {
 	Quota    *quota.Profile   // request and resource quotas; nil: quota.None
 	Clock    func() time.Time // nil: time.Now
 	Logger   *slog.Logger     // nil: slog.Default()
+
+	// HeavyWorkers is the number of threads for work of some 100 us and more, 0
+	// for one less than GOMAXPROCS; see batch.Plan. HeavyCPUs are the processors to bind
+	// them to, none for none.
+	HeavyWorkers int
+	HeavyCPUs    []int
 }
 
 // DefaultKeyCache keeps the keys of a large storage system hot. A warm symmetric
@@ -46,6 +53,7 @@ type Service struct {
 	clock   func() time.Time
 	log     *slog.Logger
 	counts  *counters
+	heavy   *mill.Heavy
 	quota   *quota.Limiter
 
 	// each safe for concurrent use, coherent by the rule in the package comment
@@ -106,6 +114,9 @@ func New(c Config) (*Service, error) {
 		Logger:  c.Logger,
 	})
 	s.exchanges.New = func() any { return newExchange(s) }
+	if s.heavy, err = heavyWorkers(c); err != nil {
+		return nil, fmt.Errorf("kms: %w", err)
+	}
 	return s, nil
 }
 
