@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"keymill/daemon/kms"
+	"keymill/engine"
 	"keymill/hsm"
 	"keymill/hsm/arena"
 	"keymill/keystore"
@@ -35,6 +36,9 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	}
 	if preset != nil {
 		defer arena.Wipe(preset.secret)
+	}
+	if err := engine.ConfigureProviders(engine.ProviderOptions{Forbid: s.cfg.ForbidProvider, Logger: s.log}); err != nil {
+		return nil, fmt.Errorf("forbid-provider: %w", err)
 	}
 	if err := s.makeDataDir(); err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"keymill/daemon/kms"
+	"keymill/engine"
 )
 
 // Defaults of a [Config], each with the reason for its value.
@@ -83,6 +84,10 @@ type Config struct {
 
 	// HSMPINFile is a file that holds the token's user PIN.
 	HSMPINFile string
+
+	// ForbidProvider lists cryptography providers that must not be used, by the
+	// names that keymill doctor --providers prints.
+	ForbidProvider []string
 
 	// QuotaProfile is "aws", "none" or a file of quotas.
 	QuotaProfile string
@@ -178,6 +183,9 @@ func (c *Config) Validate() error {
 		}
 	}
 
+	if err := engine.CheckForbid(c.ForbidProvider); err != nil {
+		bad("forbid-provider", "%v", err)
+	}
 	switch c.QuotaProfile {
 	case "aws", "none":
 	case "":

@@ -93,32 +93,49 @@ type ProviderOptions struct {
 var ErrProvidersChosen = errors.New("engine: the providers have been chosen already")
 
 // ConfigureProviders loads OpenSSL, runs the known-answer tests and chooses the
-// provider of every task, which takes some 20 ms. It must come before all
-// use of keys, and once. Without it the first use does the same with nothing
-// forbidden.
+// provider of every task, which takes 25 ms, 50 on a busy machine. It must come
+// before all use of keys; without it the first use does the same with nothing
+// forbidden. The choice holds for the process: another call that forbids the
+// same does nothing, and one that does not returns ErrProvidersChosen.
 //
 // A provider that fails a known-answer test is used for nothing at all: the
 // reason is logged, and the next candidates serve. It is an error to forbid
 // what does not exist, and to forbid go, which the store and TLS depend on.
 func ConfigureProviders(o ProviderOptions) error {
-	var forbid [numProviders]bool
-	for _, name := range o.Forbid {
-		p := find(providerNames[:], name)
-		switch {
-		case p < 0:
-			return fmt.Errorf("engine: no provider is called %q; there are %s", name, strings.Join(providerNames[OpenSSL:], ", "))
-		case Provider(p) == GoStd:
-			return errors.New("engine: the provider go cannot be forbidden: the store and TLS are built on it")
-		}
-		forbid[p] = true
+	forbid, err := parseForbid(o.Forbid)
+	if err != nil {
+		return err
 	}
 	choiceMu.Lock()
 	defer choiceMu.Unlock()
-	if choice.Load() != nil {
-		return ErrProvidersChosen
+	if c := choice.Load(); c != nil {
+		if c.forbid != forbid {
+			return ErrProvidersChosen
+		}
+		return nil
 	}
 	choice.Store(choose(providerTable, forbid, absentProviders(forbid), (*providers).selfTest, o.Logger))
 	return nil
+}
+
+// CheckForbid returns the error that [ConfigureProviders] has for the names.
+func CheckForbid(names []string) error {
+	_, err := parseForbid(names)
+	return err
+}
+
+func parseForbid(names []string) (forbid [numProviders]bool, err error) {
+	for _, name := range names {
+		p := find(providerNames[:], name)
+		switch {
+		case p < 0:
+			return forbid, fmt.Errorf("no cryptography provider is called %q; use %s", name, strings.Join(providerNames[OpenSSL:], ", "))
+		case Provider(p) == GoStd:
+			return forbid, errors.New("the provider go cannot be forbidden: the store and TLS are built on it")
+		}
+		forbid[p] = true
+	}
+	return forbid, nil
 }
 
 // choice is made once and then only read.
@@ -133,9 +150,8 @@ func theProviders() *providers {
 		if c := choice.Load(); c != nil {
 			return c
 		}
-		if err := ConfigureProviders(ProviderOptions{}); err != nil && !errors.Is(err, ErrProvidersChosen) {
-			panic(err) // there is nothing in the options to object to
-		}
+		// The only error is that somebody else has just chosen.
+		_ = ConfigureProviders(ProviderOptions{})
 	}
 }
 
@@ -185,6 +201,7 @@ func publicTask(usage Usage) Task {
 // providers is the outcome of choosing.
 type providers struct {
 	rows   []providerRow
+	forbid [numProviders]bool
 	why    [numProviders]string // why a provider is not used, "" when it is
 	chosen [numSpecs][numTasks]Provider
 }
@@ -198,7 +215,7 @@ func choose(rows []providerRow, forbid [numProviders]bool, absent [numProviders]
 	if log == nil {
 		log = slog.Default()
 	}
-	c := &providers{rows: rows, why: absent}
+	c := &providers{rows: rows, forbid: forbid, why: absent}
 	for p, no := range forbid {
 		if no {
 			c.why[p] = "forbidden"
@@ -240,6 +257,16 @@ again:
 type ProviderReport struct {
 	OpenSSL string // the version that was loaded, or why none is used
 	Rows    []ProviderChoice
+}
+
+// Missing names the tasks that nobody is left for.
+func (r ProviderReport) Missing() (tasks []string) {
+	for _, row := range r.Rows {
+		if row.Served.Provider == NoProvider {
+			tasks = append(tasks, row.Spec.String()+" "+row.Task.String())
+		}
+	}
+	return tasks
 }
 
 // A ProviderChoice is one task of one spec.

@@ -143,11 +143,13 @@ func TestNoProvider(t *testing.T) {
 
 func TestConfigureProviders(t *testing.T) {
 	theProviders()
+	if err := ConfigureProviders(ProviderOptions{}); err != nil {
+		t.Errorf("choosing the same again: %v", err)
+	}
 	for _, c := range []struct {
 		forbid []string
 		want   string
 	}{
-		{nil, ErrProvidersChosen.Error()},
 		{[]string{"openssl"}, ErrProvidersChosen.Error()},
 		{[]string{"openssl", "libressl"}, `"libressl"`},
 		{[]string{""}, `""`},

@@ -187,6 +187,9 @@ func TestPrintConfigReplays(t *testing.T) {
 		if len(got.Regions) == 0 {
 			got.Regions = nil
 		}
+		if len(got.ForbidProvider) == 0 {
+			got.ForbidProvider = nil
+		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error(diff)
 		}
@@ -213,6 +216,9 @@ func FuzzConfigFile(f *testing.F) {
 			got, _, err := load(t, nil, "--config", file)
 			if len(got.Regions) == 0 {
 				got.Regions = nil
+			}
+			if len(got.ForbidProvider) == 0 {
+				got.ForbidProvider = nil
 			}
 			return got, err
 		}

@@ -18,14 +18,19 @@ import (
 )
 
 func doctorCommand() *cobra.Command {
-	var verify bool
+	var verify, providers bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Examine an HSM or the key store",
-		Long: `Examine an HSM, the key store, or both, and change nothing in either.
+		Short: "Examine an HSM, the key store or the cryptography",
+		Long: `Examine an HSM, the key store, the cryptography of this machine, or all of
+them, and change nothing.
 
 With --hsm-module (and --hsm-token and --hsm-pin-file), print what the token
 offers, which mechanism would be used and what is missing.
+
+With --providers, print which implementation computes what for each kind of key,
+and why: it was measured best, or a better one is forbidden, missing or failed
+its known-answer test.
 
 With --verify-store, open the store in --data and check every record. The daemon
 must not be running on it.
@@ -37,12 +42,15 @@ The exit status is 0 when everything that was examined is sound.`,
 			if err != nil {
 				return err
 			}
-			if conf.HSMModule == "" && !verify {
-				return errors.New("nothing to examine: give --hsm-module, --verify-store or both")
+			if conf.HSMModule == "" && !verify && !providers {
+				return errors.New("nothing to examine: give --hsm-module, --verify-store or --providers")
 			}
 			var found error
+			if providers {
+				found = printProviders(cmd.OutOrStdout(), conf)
+			}
 			if conf.HSMModule != "" {
-				found = inspectHSM(cmd.OutOrStdout(), conf)
+				found = errors.Join(found, inspectHSM(cmd.OutOrStdout(), conf))
 			}
 			if verify {
 				found = errors.Join(found, verifyStore(cmd.Context(), cmd.OutOrStdout(), conf))
@@ -50,7 +58,8 @@ The exit status is 0 when everything that was examined is sound.`,
 			return found
 		},
 	}
-	addFlags(cmd.Flags(), "data", "hsm-module", "hsm-token", "hsm-pin-file")
+	addFlags(cmd.Flags(), "data", "forbid-provider", "hsm-module", "hsm-token", "hsm-pin-file")
+	cmd.Flags().BoolVar(&providers, "providers", false, "say which cryptography provider serves what")
 	cmd.Flags().BoolVar(&verify, "verify-store", false, "check every record of the store")
 	return cmd
 }

@@ -427,6 +427,8 @@ func TestCommandLineErrors(t *testing.T) {
 		{[]string{"serve", "more"}, "more"},
 		{[]string{"serve", "--config", "missing.yml"}, "missing.yml"},
 		{[]string{"doctor"}, "nothing to examine"},
+		{[]string{"doctor", "--providers", "--forbid-provider", "libressl"}, `no cryptography provider is called "libressl"`},
+		{[]string{"serve", "--forbid-provider", "openssl,go", "--data", "d"}, "forbid-provider: the provider go cannot be forbidden"},
 		{[]string{"doctor", "--verify-store", "--data", "no-such-directory"}, "no key store"},
 		{[]string{"doctor", "--hsm-module", "no-such-module.so"}, "hsm-token"},
 		{[]string{"doctor", "--hsm-module", "no-such-module.so", "--hsm-token", "t", "--hsm-pin-file", pin}, "no-such-module.so"},
