@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -43,7 +44,7 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	if err := s.makeDataDir(); err != nil {
 		return nil, err
 	}
-	root, store, err := OpenStore(ctx, s.cfg, StoreOptions{Create: true, Clock: s.env.Clock, Logger: s.log, OnFatal: s.fail})
+	root, store, err := OpenStore(ctx, s.cfg, StoreOptions{Create: true, Clock: s.env.Clock, Logger: s.log, OnFatal: s.fail, HSMChild: s.env.HSMChild})
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +95,7 @@ func (s *Server) warn(root hsm.Root) {
 	info := root.Info()
 	if info.Kind == hsm.KindPKCS11 {
 		s.log.Info("root of trust", "module", info.Location, "token", info.Token, "serial", info.Serial,
-			"model", info.Model, "mechanism", info.Mechanism)
+			"model", info.Model, "mechanism", info.Mechanism, "process", info.Process)
 	}
 	for _, notice := range info.Notices {
 		s.log.Warn(notice, "location", info.Location)
@@ -120,6 +121,8 @@ type StoreOptions struct {
 	Clock   func() time.Time
 	Logger  *slog.Logger
 	OnFatal func(error)
+	// HSMChild is the token's; see hsm.PKCS11Config.
+	HSMChild func() *exec.Cmd
 }
 
 // OpenStore opens the root of trust that cfg names and the store in its data
@@ -134,7 +137,7 @@ func OpenStore(ctx context.Context, cfg Config, o StoreOptions) (hsm.Root, *keys
 	if !exists && !o.Create {
 		return nil, nil, fmt.Errorf("data: %s holds no key store", cfg.Data)
 	}
-	root, err := openRoot(cfg, o.Create && !exists, o.Logger)
+	root, err := openRoot(cfg, o.Create && !exists, o)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -154,9 +157,11 @@ func OpenStore(ctx context.Context, cfg Config, o StoreOptions) (hsm.Root, *keys
 
 // openRoot opens the root of trust. A missing root key file is made only for a
 // store that is yet to be made: for any other, a new key could not open it.
-func openRoot(cfg Config, create bool, log *slog.Logger) (hsm.Root, error) {
+func openRoot(cfg Config, create bool, o StoreOptions) (hsm.Root, error) {
 	if cfg.HSMModule != "" {
-		return hsm.OpenPKCS11(PKCS11Config(cfg, log))
+		token := PKCS11Config(cfg, o.Logger)
+		token.Child = o.HSMChild
+		return hsm.OpenPKCS11(token)
 	}
 	path := filepath.Join(cfg.Data, rootKeyName)
 	root, err := hsm.OpenSoftware(path, hsm.SoftwareOptions{Create: create})

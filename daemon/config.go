@@ -85,6 +85,10 @@ type Config struct {
 	// HSMPINFile is a file that holds the token's user PIN.
 	HSMPINFile string
 
+	// HSMInProcess loads the module into the daemon instead of a process of its
+	// own. It exists for comparison: a crash of the module ends the daemon.
+	HSMInProcess bool
+
 	// ForbidProvider lists cryptography providers that must not be used, by the
 	// names that keymill doctor --providers prints.
 	ForbidProvider []string

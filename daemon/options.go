@@ -38,6 +38,7 @@ var Options = []Option{
 	{"hsm-module", "PKCS#11 module `PATH` of the root of trust; without one, the software root", func(c *Config) any { return &c.HSMModule }},
 	{"hsm-token", "`LABEL` of the token in that module", func(c *Config) any { return &c.HSMToken }},
 	{"hsm-pin-file", "`FILE` with the token's user PIN", func(c *Config) any { return &c.HSMPINFile }},
+	{"hsm-in-process", "load the PKCS#11 module into the daemon, which then crashes when the module does", func(c *Config) any { return &c.HSMInProcess }},
 	{"forbid-provider", "do not use the cryptography providers in `LIST`, separated by commas; see keymill doctor --providers", func(c *Config) any { return &c.ForbidProvider }},
 	{"quota-profile", "request and resource quotas: `aws|none|FILE`", func(c *Config) any { return &c.QuotaProfile }},
 	{"tls-cert", "certificate chain `FILE` in PEM; serves HTTPS", func(c *Config) any { return &c.TLSCert }},

@@ -3,10 +3,12 @@ package fuzz
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/iotest"
 
 	"keymill/hsm"
 )
@@ -83,6 +85,34 @@ func FuzzKeyFile(f *testing.F) {
 				t.Error("a changed file was accepted")
 			}
 			b[len(b)/2] ^= 1
+		}
+	})
+}
+
+// FuzzChildFrames feeds both ends of the socket to the process that has the PKCS#11
+// module: any stream is either taken apart to its end or refused, without a panic and
+// without memory beyond a frame's bound.
+func FuzzChildFrames(f *testing.F) {
+	frame := func(kind byte, body ...byte) []byte {
+		b := binary.BigEndian.AppendUint32(nil, uint32(9+len(body)))
+		b = append(b, kind, 0, 0, 0, 0, 0, 0, 0, 7)
+		return append(b, body...)
+	}
+	id := make([]byte, 16)
+	f.Add(frame(1, []byte(`{"Version":1,"Sessions":8}`)...))
+	f.Add(frame(3, 0, 0, 0, 9, 0, 2, 'n', 'o'))
+	f.Add(append(frame(5), frame(13)...))
+	f.Add(frame(8, id...))
+	f.Add(frame(10, append(id, 0, 1, 0, 3, 'a', 'b', 'c')...))
+	f.Add(frame(11, 0, 2, 0, 0, 0, 32, 0, 0, 4, 0))
+	f.Add(frame(14, 0, 0, 0, 0, 0, 3, 'k', 'e', 'k'))
+	f.Add([]byte{0, 15, 255, 255})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		whole := hsm.CheckFrames(bytes.NewReader(b))
+		// However the stream arrives, the outcome is the same.
+		pieces := hsm.CheckFrames(iotest.OneByteReader(bytes.NewReader(b)))
+		if (whole == nil) != (pieces == nil) {
+			t.Errorf("in one piece: %v; in many: %v", whole, pieces)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os/exec"
 	"time"
 )
 
@@ -41,6 +42,11 @@ type PKCS11Config struct {
 	Timeout time.Duration
 	// StartTimeout bounds OpenPKCS11 and Inspect; 0 means DefaultStartTimeout.
 	StartTimeout time.Duration
+	// Child returns the command of a process that calls [ServeChild], afresh for each
+	// start; the module is then loaded there. The command's files and, on Linux, its
+	// death signal are set by this package; a nil Env inherits ours. A nil Child loads
+	// the module into this process.
+	Child func() *exec.Cmd
 	// Logger receives lost sessions, logins and calls that hang; nil means
 	// slog.Default().
 	Logger *slog.Logger

@@ -35,14 +35,8 @@ var flagNames = []struct {
 	{pkcs11.CKF_WRAP, "wrap"}, {pkcs11.CKF_UNWRAP, "unwrap"},
 }
 
-// Inspect looks at a module and a token as OpenPKCS11 would and reports what it finds.
-// It logs in once, makes keys for the self test and removes them, and changes nothing
-// else. Problems of the token are in the report; the error is for a configuration that
-// cannot be looked at and for a module that cannot be loaded or does not answer.
-func Inspect(cfg PKCS11Config) (*Report, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
+// inspectModuleHere makes the report with the module in this process.
+func inspectModuleHere(cfg PKCS11Config) (*Report, error) {
 	return within(cfg.StartTimeout, "inspecting "+cfg.tokenName(), func() (*Report, error) {
 		m, err := openModule(cfg.Module)
 		if err != nil {

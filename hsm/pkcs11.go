@@ -29,13 +29,8 @@ type pkcs11Root struct {
 	closeOnce sync.Once
 }
 
-// OpenPKCS11 opens the root of trust in a PKCS#11 token: it loads the module, finds the
-// token, logs in, and chooses a mechanism by a self test. The error says which of these
-// failed and what would help; [Inspect] tells more.
-func OpenPKCS11(cfg PKCS11Config) (Root, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
+// openModuleHere opens a token with the module in this process.
+func openModuleHere(cfg PKCS11Config) (Root, error) {
 	r := &pkcs11Root{cfg: cfg}
 	_, err := within(cfg.StartTimeout, "opening "+cfg.tokenName(), func() (struct{}, error) {
 		return struct{}{}, r.start()
@@ -366,12 +361,7 @@ func (r *pkcs11Root) Encrypt(ctx context.Context, id DomainKeyID, items []Item) 
 			return nil, err
 		}
 		return s.wrapVerified(k, kek)
-	}, func(in []byte) error {
-		if len(in) != KEKSize {
-			return ErrBadItem
-		}
-		return nil
-	})
+	}, checkKEK)
 }
 
 func (r *pkcs11Root) Decrypt(ctx context.Context, id DomainKeyID, items []Item) {
@@ -381,10 +371,7 @@ func (r *pkcs11Root) Decrypt(ctx context.Context, id DomainKeyID, items []Item) 
 			return nil, err
 		}
 		return s.unwrapVerdict(k, w)
-	}, func(in []byte) error {
-		_, err := parseWrapped(in)
-		return err
-	})
+	}, checkWrapped)
 }
 
 // batch spreads the items that pass check over the sessions, evenly, and waits for all.

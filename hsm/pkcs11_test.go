@@ -38,6 +38,9 @@ const (
 
 func openToken(t testing.TB, c hsm.PKCS11Config) hsm.Root {
 	t.Helper()
+	if inChild {
+		c.Child = hsmtest.Child
+	}
 	r, err := hsm.OpenPKCS11(c)
 	if err != nil {
 		t.Fatal(err)

@@ -24,6 +24,10 @@
 // reads that file and the store has every key; it protects a stolen backup or disk
 // only as far as the file is kept apart.
 //
+// The module runs in a process of its own when [PKCS11Config.Child] names one, as the
+// daemon does unless told otherwise: vendor code that crashes then costs a restart of
+// that process, and operations wait for it; see child.go.
+//
 // # Errors
 //
 // [Classify] says what the caller of a failed operation may do: repeat it later
@@ -121,6 +125,8 @@ type Info struct {
 	Random    string // where random bytes come from
 	Sessions  int    // PKCS#11: sessions that can work now
 	Stuck     int    // PKCS#11: calls that never came back from the module
+	Process   int    // PKCS#11: process that has the module loaded; 0 when it is this one, or none runs
+	Restarts  int    // PKCS#11: how often that process ended and was replaced
 	Notices   []string
 }
 

@@ -92,3 +92,16 @@ func (w wrapped) append(dst []byte) []byte {
 	dst = append(dst, w.iv...)
 	return append(dst, w.ct...)
 }
+
+// checkKEK and checkWrapped refuse inputs that no root could do anything with.
+func checkKEK(in []byte) error {
+	if len(in) != KEKSize {
+		return ErrBadItem
+	}
+	return nil
+}
+
+func checkWrapped(in []byte) error {
+	_, err := parseWrapped(in)
+	return err
+}

@@ -81,7 +81,18 @@ type ShimFault struct {
 	RV         uint32 // CK_RV they return; 0 with Hang: none, the call goes on
 	TookEffect bool   // the real call is made first
 	Hang       bool   // they hang until Release
+	Crash      Crash  // they take the process with them; see Child
 }
+
+// Crash is a way for a module to end the process that has it loaded.
+type Crash uint32
+
+// The ways to crash.
+const (
+	NoCrash     Crash = iota
+	WildPointer       // SIGSEGV
+	Abort             // SIGABRT, as glibc does when the heap is damaged
+)
 
 // Token is a token behind the shim, and its controls. Controls may be used while calls
 // are under way.
@@ -156,6 +167,12 @@ func (s *Token) Flags(f ShimFlag) { s.set(0, uint32(f)) }
 // Latency makes every call take this much longer.
 func (s *Token) Latency(d time.Duration) { s.set(1, uint32(d.Microseconds())) }
 
+// RoundTrip makes the calls that a network HSM's library sends to the device take this
+// much longer: C_Encrypt and C_Decrypt of data (not for a length), C_GenerateRandom,
+// key generation, search, login. The Init functions, which such a library answers
+// itself, stay quick. It is a sleep, so calls in other sessions go on.
+func (s *Token) RoundTrip(d time.Duration) { s.set(6, uint32(d.Microseconds())) }
+
 // MaxSessions limits the sessions open at once; 0 is no limit.
 func (s *Token) MaxSessions(n int) { s.set(2, uint32(n)) }
 
@@ -175,6 +192,7 @@ func (s *Token) Break(f ShimFunc, fault ShimFault) {
 	s.set(s.at(f, 3), fault.RV)
 	s.set(s.at(f, 4), word(fault.TookEffect))
 	s.set(s.at(f, 5), word(fault.Hang))
+	s.set(s.at(f, 7), uint32(fault.Crash))
 	s.set(s.at(f, 2), fault.Count)
 }
 

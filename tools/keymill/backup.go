@@ -39,7 +39,7 @@ whoever has the backup and the root key has every key.`,
 			return nil
 		},
 	}
-	addFlags(cmd.Flags(), "data", "hsm-module", "hsm-token", "hsm-pin-file")
+	addFlags(cmd.Flags(), "data", "hsm-module", "hsm-token", "hsm-pin-file", "hsm-in-process")
 	cmd.Flags().StringVar(&to, "to", "", "`DIR` to write; must not exist or be empty")
 	cmd.MarkFlagRequired("to")
 	return cmd
@@ -51,7 +51,7 @@ func backup(ctx context.Context, conf daemon.Config, to string) (err error) {
 		return err
 	}
 	syscall.Umask(0o077)
-	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet})
+	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet, HSMChild: hsmChild(conf)})
 	if err != nil {
 		return err
 	}

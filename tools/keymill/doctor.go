@@ -58,14 +58,16 @@ The exit status is 0 when everything that was examined is sound.`,
 			return found
 		},
 	}
-	addFlags(cmd.Flags(), "data", "forbid-provider", "hsm-module", "hsm-token", "hsm-pin-file")
+	addFlags(cmd.Flags(), "data", "forbid-provider", "hsm-module", "hsm-token", "hsm-pin-file", "hsm-in-process")
 	cmd.Flags().BoolVar(&providers, "providers", false, "say which cryptography provider serves what")
 	cmd.Flags().BoolVar(&verify, "verify-store", false, "check every record of the store")
 	return cmd
 }
 
 func inspectHSM(w io.Writer, conf daemon.Config) error {
-	report, err := hsm.Inspect(daemon.PKCS11Config(conf, quiet))
+	token := daemon.PKCS11Config(conf, quiet)
+	token.Child = hsmChild(conf)
+	report, err := hsm.Inspect(token)
 	if err != nil {
 		return err
 	}
@@ -80,7 +82,7 @@ func inspectHSM(w io.Writer, conf daemon.Config) error {
 
 // verifyStore checks every record and shows how far it is, on a terminal.
 func verifyStore(ctx context.Context, w io.Writer, conf daemon.Config) (err error) {
-	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet})
+	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet, HSMChild: hsmChild(conf)})
 	if errors.Is(err, keystore.ErrLocked) {
 		return fmt.Errorf("%w; stop the daemon first", err)
 	}

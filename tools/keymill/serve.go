@@ -56,7 +56,7 @@ func serve(ctx context.Context, conf daemon.Config, warnings []string) error {
 		log.Warn(w)
 	}
 
-	srv, err := daemon.New(conf, daemon.Environment{Logger: log, Stdout: os.Stdout, Getenv: takeEnv})
+	srv, err := daemon.New(conf, daemon.Environment{Logger: log, Stdout: os.Stdout, Getenv: takeEnv, HSMChild: hsmChild(conf)})
 	if err != nil {
 		return err
 	}

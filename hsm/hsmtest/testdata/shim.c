@@ -9,9 +9,13 @@
  *   word 3  set to 1: reset the token at the next call (sessions and login are gone)
  *   word 4  set to 1: log the user out at the next call
  *   word 5  how often two threads were in one session
+ *   word 6  microseconds that calls take longer which a network HSM's library sends to
+ *           the device: encryption, decryption, random bytes, key generation, search,
+ *           login; not the Init functions, nor questions for a length
  *   word 16 + 8*f, for the function with number f in CK_FUNCTION_LIST:
  *     +0 calls so far   +1 calls to let pass   +2 calls to break then
  *     +3 CK_RV to return   +4 do the call first   +5 hang until cleared   +6 hanging now
+ *     +7 crash instead: 1 by a wild pointer, 2 by abort()
  *
  * Session handles are the shim's own, always the lowest free number, so that they are
  * reused after a reset as by the least careful of tokens.
@@ -86,6 +90,13 @@ static uint32_t flag(uint32_t f) { return ctl[0] & f; }
 
 struct call { int f, slot, hit; rv_t rv; };
 
+/* travel waits as long as a call takes to the device and back. */
+static void travel(void)
+{
+	if (ctl[6])
+		usleep(ctl[6]);
+}
+
 /* enter counts a call of f, waits and decides whether it breaks. */
 static void enter(struct call *c, int f)
 {
@@ -106,6 +117,10 @@ static void enter(struct call *c, int f)
 		;
 	if (n == 0)
 		return;
+	if (w[7] == 1)
+		*(volatile int *)16 = 1;
+	if (w[7] == 2)
+		abort();
 	c->hit = 1;
 	c->rv = w[3];
 	if (w[5]) {
@@ -300,6 +315,7 @@ static rv_t get_session_info(ulong_t h, void *info)
 
 static rv_t login(ulong_t h, ulong_t user, byte_t *pin, ulong_t n)
 {
+	travel();
 	IN_SESSION(F_LOGIN, h, flag(PIN_LOCKED) ? PIN_IS_LOCKED : REAL(F_LOGIN, ulong_t, ulong_t, byte_t *, ulong_t)(s, user, pin, n));
 }
 
@@ -340,6 +356,7 @@ static rv_t find_init(ulong_t h, struct attribute *t, ulong_t n)
 
 static rv_t find(ulong_t h, ulong_t *list, ulong_t max, ulong_t *n)
 {
+	travel();
 	IN_SESSION(F_FIND, h, REAL(F_FIND, ulong_t, ulong_t *, ulong_t, ulong_t *)(s, list, max, n));
 }
 
@@ -394,6 +411,8 @@ static rv_t encrypt(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn
 		end_operation(&c, s, in, n);
 		rv = c.rv;
 	} else if (rv == OK) {
+		if (out)
+			travel();
 		rv = REAL(F_ENCRYPT, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(s, in, n, out, outn);
 	}
 	leave(&c);
@@ -422,6 +441,8 @@ static rv_t decrypt_init(ulong_t h, struct mechanism *m, ulong_t key)
 static rv_t finish_decrypt(ulong_t s, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
 {
 	ulong_t room = *outn;
+	if (out)
+		travel();
 	rv_t rv = REAL(F_DECRYPT, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(s, in, n, out, outn);
 	if (rv != OK && out && flag(NO_TAG_CHECK)) {
 		*outn = room < 32 ? room : 32;
@@ -462,11 +483,13 @@ static rv_t make_key(ulong_t s, struct mechanism *m, struct attribute *t, ulong_
 
 static rv_t generate_key(ulong_t h, struct mechanism *m, struct attribute *t, ulong_t n, ulong_t *o)
 {
+	travel();
 	IN_SESSION(F_GENERATE_KEY, h, make_key(s, m, t, n, o));
 }
 
 static rv_t generate_key_pair(ulong_t h, struct mechanism *m, struct attribute *a, ulong_t an, struct attribute *b, ulong_t bn, ulong_t *pub, ulong_t *priv)
 {
+	travel();
 	IN_SESSION(F_GENERATE_KEY_PAIR, h,
 		REAL(F_GENERATE_KEY_PAIR, ulong_t, struct mechanism *, struct attribute *, ulong_t, struct attribute *, ulong_t, ulong_t *, ulong_t *)
 		(s, m, a, an, b, bn, pub, priv));
@@ -474,6 +497,7 @@ static rv_t generate_key_pair(ulong_t h, struct mechanism *m, struct attribute *
 
 static rv_t generate_random(ulong_t h, byte_t *out, ulong_t n)
 {
+	travel();
 	IN_SESSION(F_GENERATE_RANDOM, h, REAL(F_GENERATE_RANDOM, ulong_t, byte_t *, ulong_t)(s, out, n));
 }
 

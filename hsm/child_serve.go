@@ -1,0 +1,290 @@
+package hsm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"keymill/hsm/arena"
+)
+
+// errNoChildSocket is what a person sees who starts the child by hand.
+var errNoChildSocket = errors.New("this is the part of keymill that runs a PKCS#11 module; the daemon starts it, people do not")
+
+// ServeChild is the child's side of the protocol in frame.go: it opens the token it is
+// told of and does the requests that come over conn, until the parent closes its sending
+// side (nil) or the socket breaks. The caller exits then without further ado: threads
+// may hang in the module.
+//
+// It also ends, with ErrBusy, when for as long as a call may take every session has hung
+// in the module: a new process has new threads, which this one cannot get back.
+func ServeChild(conn net.Conn) error {
+	s := &childServer{out: newFrameWriter(conn), cancel: map[uint64]context.CancelFunc{}}
+	defer func() {
+		s.out.close()
+		<-s.out.done
+	}()
+	in := newFrameReader(conn)
+	defer in.wipe()
+	kind, _, body, err := in.next()
+	if err != nil {
+		return err
+	}
+	var hello childHello
+	if kind != kindHello || json.Unmarshal(body.b, &hello) != nil || hello.Version != protocolVersion {
+		return fmt.Errorf("%w: no hello of version %d", errProtocol, protocolVersion)
+	}
+	cfg := PKCS11Config{
+		Module: hello.Module, TokenLabel: hello.TokenLabel, TokenSerial: hello.TokenSerial, PINFile: hello.PINFile, Sessions: hello.Sessions,
+		Timeout: time.Duration(hello.Timeout), StartTimeout: time.Duration(hello.StartTimeout), Logger: slog.New(childLog{out: s.out}),
+	}
+	fail := func(err error) error {
+		s.out.send(endFrame(appendError(beginFrame(nil, kindFailed, 0), err)))
+		return err
+	}
+	if err := cfg.Validate(); err != nil {
+		return fail(err)
+	}
+	ready := func(v any) error {
+		b, err := json.Marshal(v)
+		if err != nil {
+			return fail(err)
+		}
+		s.out.send(endFrame(append(beginFrame(nil, kindReady, 0), b...)))
+		return nil
+	}
+	if hello.Inspect {
+		report, err := inspectModuleHere(cfg)
+		if err != nil {
+			return fail(err)
+		}
+		return ready(report)
+	}
+	if s.root, err = openModuleHere(cfg); err != nil {
+		return fail(err)
+	}
+	if err := ready(s.root.Info()); err != nil {
+		return err
+	}
+	ended := make(chan error, 2)
+	go func() { ended <- s.read(in) }()
+	stop := make(chan struct{})
+	defer close(stop)
+	go s.watch(cfg.Timeout, stop, ended)
+	if err := <-ended; err != io.EOF {
+		return err
+	}
+	s.work.Wait()
+	return s.root.Close()
+}
+
+type childServer struct {
+	out  *frameWriter
+	root Root
+	work sync.WaitGroup // requests under way
+
+	mu     sync.Mutex
+	cancel map[uint64]context.CancelFunc // guarded by mu: requests under way
+}
+
+// watch reports a module in which everything has hung for the time one call may take.
+func (s *childServer) watch(timeout time.Duration, stop chan struct{}, ended chan<- error) {
+	t := time.NewTicker(timeout)
+	defer t.Stop()
+	for hung := 0; hung < 2; {
+		select {
+		case <-t.C:
+		case <-stop:
+			return
+		}
+		if i := s.root.Info(); i.Sessions == 0 && i.Stuck > 0 {
+			hung++
+		} else {
+			hung = 0
+		}
+	}
+	ended <- fmt.Errorf("%w: every session hangs in the module", ErrBusy)
+}
+
+// read takes requests until the stream ends: io.EOF is the parent's wish.
+func (s *childServer) read(in *frameReader) error {
+	for {
+		kind, id, body, err := in.next()
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case kindPing:
+			s.out.send(endFrame(beginFrame(nil, kindPong, 0)))
+			continue
+		case kindCancel:
+			s.mu.Lock()
+			if cancel := s.cancel[id]; cancel != nil {
+				cancel()
+			}
+			s.mu.Unlock()
+			continue
+		}
+		do := s.request(kind, body)
+		if do == nil || !body.end() {
+			return fmt.Errorf("%w: a request of kind %d", errProtocol, kind)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		s.mu.Lock()
+		bad := s.cancel[id] != nil || len(s.cancel) >= 2*maxRequests // cancelled ones linger
+		if !bad {
+			s.cancel[id] = cancel
+		}
+		s.mu.Unlock()
+		if bad {
+			cancel()
+			return fmt.Errorf("%w: request %d", errProtocol, id)
+		}
+		s.work.Go(func() {
+			answer := do(ctx, id)
+			s.mu.Lock()
+			delete(s.cancel, id)
+			s.mu.Unlock()
+			cancel()
+			s.out.send(endFrame(answer))
+		})
+	}
+}
+
+// request takes a body apart, copying what it needs, and returns what makes the answer;
+// nil for a kind that is no request.
+func (s *childServer) request(kind frameKind, body *cursor) func(context.Context, uint64) []byte {
+	answer := func(id uint64) []byte { return beginFrame(nil, kindAnswer, id) }
+	switch kind {
+	case kindCreate:
+		return func(ctx context.Context, id uint64) []byte {
+			key, err := s.root.CreateDomainKey(ctx)
+			b := appendError(answer(id), err)
+			if err == nil {
+				b = append(b, key[:]...)
+			}
+			return b
+		}
+	case kindCheck:
+		key := body.domainKey()
+		return func(ctx context.Context, id uint64) []byte {
+			return appendError(answer(id), s.root.CheckDomainKey(ctx, key))
+		}
+	case kindEncrypt, kindDecrypt:
+		return s.batch(kind, body)
+	case kindRandom:
+		return s.random(body.lengths())
+	case kindInfo:
+		return func(_ context.Context, id uint64) []byte {
+			b, err := json.Marshal(s.root.Info())
+			if err != nil {
+				b = []byte("{}")
+			}
+			return append(answer(id), b...)
+		}
+	}
+	return nil
+}
+
+func (s *childServer) batch(kind frameKind, body *cursor) func(context.Context, uint64) []byte {
+	key := body.domainKey()
+	strings := body.strings()
+	items := make([]Item, len(strings))
+	for i, in := range strings {
+		items[i].In = append(make([]byte, 0, len(in)), in...)
+	}
+	return func(ctx context.Context, id uint64) []byte {
+		if kind == kindEncrypt {
+			s.root.Encrypt(ctx, key, items)
+		} else {
+			s.root.Decrypt(ctx, key, items)
+		}
+		// Room for everything, so that no copy of a KEK is left behind by growing.
+		size := frameHead
+		for i := range items {
+			size += 6 + len(items[i].Out)
+			if items[i].Err != nil {
+				size += maxText
+			}
+		}
+		b := beginFrame(make([]byte, 0, min(size, maxFrame)), kindAnswer, id)
+		for i := range items {
+			it := &items[i]
+			if it.Err != nil && len(b) > maxFrame/2 {
+				it.Err = shorten(it.Err) // so many errors, all alike
+			}
+			if b = appendError(b, it.Err); it.Err == nil {
+				b = appendString(b, it.Out)
+			}
+			arena.Wipe(it.In)
+			arena.Wipe(it.Out)
+		}
+		return b
+	}
+}
+
+// shorten keeps what an error matches and little of its text.
+func shorten(err error) error {
+	var c cursor
+	c.b = appendError(nil, err)
+	short, _ := c.error().(*childError)
+	short.text = short.text[:min(len(short.text), 100)]
+	return short
+}
+
+func (s *childServer) random(lengths []int) func(context.Context, uint64) []byte {
+	return func(ctx context.Context, id uint64) []byte {
+		total := 0
+		for _, n := range lengths {
+			total += n
+		}
+		head := appendError(beginFrame(make([]byte, 0, frameHead+4+total), kindAnswer, id), nil)
+		all := head[len(head) : len(head)+total]
+		bufs, rest := make([][]byte, len(lengths)), all
+		for i, n := range lengths {
+			bufs[i], rest = rest[:n:n], rest[n:]
+		}
+		if err := s.root.Random(ctx, bufs); err != nil {
+			return appendError(beginFrame(nil, kindAnswer, id), err)
+		}
+		return head[:len(head)+total]
+	}
+}
+
+// childLog sends log records to the parent.
+type childLog struct {
+	out   *frameWriter
+	attrs [][2]string
+}
+
+func (h childLog) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelInfo }
+
+func (h childLog) Handle(_ context.Context, r slog.Record) error {
+	line := logLine{Level: int(r.Level), Message: r.Message, Attrs: h.attrs[:len(h.attrs):len(h.attrs)]}
+	r.Attrs(func(a slog.Attr) bool {
+		line.Attrs = append(line.Attrs, [2]string{a.Key, a.Value.String()})
+		return true
+	})
+	b, err := json.Marshal(line)
+	if err != nil || len(b) > maxFrame/2 {
+		return err
+	}
+	h.out.send(endFrame(append(beginFrame(nil, kindLog, 0), b...)))
+	return nil
+}
+
+func (h childLog) WithAttrs(attrs []slog.Attr) slog.Handler {
+	h.attrs = h.attrs[:len(h.attrs):len(h.attrs)]
+	for _, a := range attrs {
+		h.attrs = append(h.attrs, [2]string{a.Key, a.Value.String()})
+	}
+	return h
+}
+
+func (h childLog) WithGroup(string) slog.Handler { return h }

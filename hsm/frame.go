@@ -1,0 +1,447 @@
+package hsm
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+
+	"keymill/hsm/arena"
+)
+
+// # The protocol between the daemon and the child that holds the module
+//
+// A vendor's PKCS#11 module is code nobody here has read, in the address space of
+// whoever loads it. So by default the daemon (the parent) does not: a process of its own
+// (the child, see child.go) opens the token, and the two speak over a socket pair that
+// the child inherits. Nothing listens anywhere, and nobody else can join.
+//
+// Both directions carry frames, integers big-endian:
+//
+//	offset  size
+//	0       4     n, length of the rest, 9 to maxFrame
+//	4       1     kind
+//	5       8     id
+//	13      n-9   body
+//
+//	kind       from    id       body
+//	hello      parent  0        JSON childHello; the first frame, and sent once
+//	ready      child   0        JSON Info (or Report, when hello asked for that)
+//	failed     child   0        error; the child then ends
+//	log        child   0        JSON logLine, at any time, also before ready
+//	ping       parent  0        empty
+//	pong       child   0        empty, at once
+//	create     parent  request  empty
+//	check      parent  request  domain key, 16
+//	encrypt    parent  request  domain key, 16; strings
+//	decrypt    parent  request  domain key, 16; strings
+//	random     parent  request  2 count, then 4 length each; at most maxRandom in all
+//	info       parent  request  empty
+//	cancel     parent  request  empty: nobody waits for this request any more
+//	answer     child   request  by the request's kind:
+//	             create           error, then domain key, 16, when there is none
+//	             check            error
+//	             encrypt, decrypt each item: error, then a string when there is none
+//	             random           error, then the bytes one after the other
+//	             info             JSON Info
+//
+//	strings    2 count (at most maxItems), then each 2 length and the bytes
+//	error      4 mask of wireErrors; when it is not 0, 2 length and the text
+//
+// The parent numbers its requests and has at most maxRequests under way. The child works
+// on all of them at once and answers each exactly once, in any order, cancelled
+// ones too: an answer nobody waits for is dropped by the parent. The child refuses a
+// parent that speaks another version, that sends a frame it does not know, that repeats
+// the number of a request under way or exceeds a bound: it ends. The parent does the
+// same to a child, which it then replaces. There is no negotiation: both ends are the
+// same binary.
+//
+// When the parent closes its sending side, the child finishes what is under way, logs
+// out and ends. When the socket breaks, each side gives up: the child exits at once,
+// the parent counts what was unanswered as not done.
+//
+// KEKs cross the socket in the clear: it is the kernel's memory between two processes of
+// one user, as private as the pipe between a process and itself. Frames are wiped on
+// both sides once they are written or consumed.
+const (
+	protocolVersion = 1
+
+	frameHead   = 4 + 1 + 8
+	maxFrame    = 1 << 20
+	maxItems    = 512
+	maxRandom   = 256 << 10
+	maxRequests = 1024
+	maxText     = 8 << 10
+)
+
+type frameKind byte
+
+const (
+	kindHello frameKind = iota + 1
+	kindReady
+	kindFailed
+	kindLog
+	kindPing
+	kindPong
+	kindCreate
+	kindCheck
+	kindEncrypt
+	kindDecrypt
+	kindRandom
+	kindInfo
+	kindCancel
+	kindAnswer
+)
+
+// childHello is what the child is told. The PIN is not in it, nor on the command line:
+// the child reads the file at each login, so that the daemon never holds the PIN.
+type childHello struct {
+	Version      int
+	Inspect      bool // answer with a Report and end
+	Module       string
+	TokenLabel   string
+	TokenSerial  string
+	PINFile      string
+	Sessions     int
+	Timeout      int64 // nanoseconds, as StartTimeout
+	StartTimeout int64
+}
+
+// logLine is one record of the child's logger.
+type logLine struct {
+	Level   int
+	Message string
+	Attrs   [][2]string
+}
+
+// wireErrors gives the errors that callers act on their bit in an error's mask. Its
+// order is part of the protocol; bit 31 stands for errors that are none of these.
+var wireErrors = [...]error{
+	ErrNoDomainKey, ErrDuplicateDomainKey, ErrWeakDomainKey, ErrDomainKeyUsedUp, ErrBadWrapped, ErrBadItem,
+	ErrModule, ErrTokenMissing, ErrTokenLocked, ErrPINIncorrect, ErrPINFile, ErrMechanism, ErrToken, ErrDevice,
+	ErrSession, ErrTimeout, ErrBusy, ErrClosed, context.Canceled, context.DeadlineExceeded,
+}
+
+const otherError = 1 << 31
+
+// errProtocol is a frame that the other side cannot have meant.
+var errProtocol = errors.New("the HSM process sent or got something that is not its protocol")
+
+// childError is an error that crossed the socket: its text, and what it matches.
+type childError struct {
+	text string
+	is   []error
+}
+
+func (e *childError) Error() string   { return e.text }
+func (e *childError) Unwrap() []error { return e.is }
+
+// beginFrame starts a frame in dst[:0]; endFrame completes it.
+func beginFrame(dst []byte, kind frameKind, id uint64) []byte {
+	dst = append(dst[:0], 0, 0, 0, 0, byte(kind))
+	return binary.BigEndian.AppendUint64(dst, id)
+}
+
+func endFrame(b []byte) []byte {
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	return b
+}
+
+func appendString(dst, s []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(dst, uint16(len(s))), s...)
+}
+
+func appendError(dst []byte, err error) []byte {
+	if err == nil {
+		return binary.BigEndian.AppendUint32(dst, 0)
+	}
+	var mask uint32
+	for i, sentinel := range wireErrors {
+		if errors.Is(err, sentinel) {
+			mask |= 1 << i
+		}
+	}
+	if mask == 0 {
+		mask = otherError
+	}
+	text := err.Error()
+	return appendString(binary.BigEndian.AppendUint32(dst, mask), []byte(text[:min(len(text), maxText)]))
+}
+
+// cursor takes a body apart. After a read past the end bad is set and everything reads
+// as zero.
+type cursor struct {
+	b   []byte
+	bad bool
+}
+
+func (c *cursor) take(n int) []byte {
+	if n > len(c.b) {
+		c.b, c.bad = nil, true
+		return nil
+	}
+	v := c.b[:n:n]
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) u16() int {
+	if b := c.take(2); b != nil {
+		return int(binary.BigEndian.Uint16(b))
+	}
+	return 0
+}
+
+func (c *cursor) u32() uint32 {
+	if b := c.take(4); b != nil {
+		return binary.BigEndian.Uint32(b)
+	}
+	return 0
+}
+
+func (c *cursor) domainKey() (id DomainKeyID) {
+	copy(id[:], c.take(len(id)))
+	return id
+}
+
+// string returns a view.
+func (c *cursor) string() []byte { return c.take(c.u16()) }
+
+func (c *cursor) error() error {
+	mask := c.u32()
+	if mask == 0 {
+		return nil
+	}
+	e := &childError{text: string(c.string())}
+	for i, sentinel := range wireErrors {
+		if mask&(1<<i) != 0 {
+			e.is = append(e.is, sentinel)
+		}
+	}
+	return e
+}
+
+// strings returns views.
+func (c *cursor) strings() [][]byte {
+	n := c.u16()
+	if n > maxItems {
+		c.bad = true
+		return nil
+	}
+	all := make([][]byte, 0, n)
+	for range n {
+		all = append(all, c.string())
+	}
+	return all
+}
+
+// lengths reads what random asks for.
+func (c *cursor) lengths() []int {
+	n, total := c.u16(), 0
+	if n > maxItems {
+		c.bad = true
+		return nil
+	}
+	all := make([]int, 0, n)
+	for range n {
+		l := c.u32()
+		if l > maxRandom {
+			c.bad = true
+			return nil
+		}
+		total += int(l)
+		all = append(all, int(l))
+	}
+	if total > maxRandom {
+		c.bad = true
+	}
+	return all
+}
+
+// items reads the answer to encrypt and decrypt into items, whose Out are copies.
+func (c *cursor) items(items []Item) {
+	for i := range items {
+		it := &items[i]
+		it.Out = nil
+		if it.Err = c.error(); it.Err == nil {
+			it.Out = append(make([]byte, 0, MaxWrapped), c.string()...)
+		}
+	}
+}
+
+// end reports whether the body was read without error and to its end.
+func (c *cursor) end() bool { return !c.bad && len(c.b) == 0 }
+
+// A frameReader takes a stream apart into frames.
+type frameReader struct {
+	r          io.Reader
+	buf        []byte
+	start, end int // the bytes read and not consumed
+	last       int // the frame handed out last begins here and ends at start
+}
+
+func newFrameReader(r io.Reader) *frameReader { return &frameReader{r: r, buf: make([]byte, 16<<10)} }
+
+// next returns the next frame. Its body is a view, valid until the next call, which
+// wipes it.
+func (f *frameReader) next() (kind frameKind, id uint64, body *cursor, err error) {
+	arena.Wipe(f.buf[f.last:f.start])
+	f.last = f.start
+	if err := f.fill(4); err != nil {
+		return 0, 0, nil, err
+	}
+	n := binary.BigEndian.Uint32(f.buf[f.start:])
+	if n < frameHead-4 || n > maxFrame {
+		return 0, 0, nil, fmt.Errorf("%w: a frame of %d bytes", errProtocol, n)
+	}
+	size := 4 + int(n)
+	if err := f.fill(size); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, 0, nil, err
+	}
+	b := f.buf[f.start : f.start+size : f.start+size]
+	f.start += size
+	return frameKind(b[4]), binary.BigEndian.Uint64(b[5:]), &cursor{b: b[frameHead:]}, nil
+}
+
+// fill reads until n bytes are there. The error is io.EOF only when there are none.
+func (f *frameReader) fill(n int) error {
+	if f.start+n > len(f.buf) {
+		// Move what is left to the front, of a larger buffer if need be.
+		old, to := f.buf, f.buf
+		if n > len(to) {
+			to = make([]byte, n)
+		}
+		kept := copy(to, old[f.start:f.end])
+		if n > len(old) {
+			arena.Wipe(old)
+		} else {
+			arena.Wipe(old[kept:f.end])
+		}
+		f.buf, f.start, f.end, f.last = to, 0, kept, 0
+	}
+	for f.end-f.start < n {
+		m, err := f.r.Read(f.buf[f.end:])
+		f.end += m
+		if err != nil && f.end-f.start < n {
+			if err == io.EOF && f.end > f.start {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// wipe forgets what was read.
+func (f *frameReader) wipe() { arena.Wipe(f.buf[:f.end]) }
+
+// A frameWriter sends frames in the order they were given, all that are waiting with one
+// system call. It takes frames over and wipes them once they are written.
+type frameWriter struct {
+	conn net.Conn
+
+	mu      sync.Mutex
+	queue   [][]byte      // guarded by mu
+	closing bool          // guarded by mu: nothing more is taken
+	wake    chan struct{} // one element: the queue is not empty, or closing
+	done    chan struct{} // closed when the writer has ended
+}
+
+func newFrameWriter(conn net.Conn) *frameWriter {
+	w := &frameWriter{conn: conn, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go w.run()
+	return w
+}
+
+// send queues a frame. After close it wipes it.
+func (w *frameWriter) send(frame []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closing {
+		arena.Wipe(frame)
+		return
+	}
+	w.queue = append(w.queue, frame)
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// close writes what is queued and ends the writer.
+func (w *frameWriter) close() {
+	w.mu.Lock()
+	if !w.closing {
+		w.closing = true
+		close(w.wake)
+	}
+	w.mu.Unlock()
+}
+
+func (w *frameWriter) run() {
+	defer close(w.done)
+	var spare [][]byte
+	for more := true; more; {
+		_, more = <-w.wake
+		w.mu.Lock()
+		frames := w.queue
+		w.queue = spare[:0]
+		w.mu.Unlock()
+		pending := net.Buffers(append([][]byte(nil), frames...)) // consumed by WriteTo
+		_, err := pending.WriteTo(w.conn)
+		for i := range frames {
+			arena.Wipe(frames[i])
+			frames[i] = nil
+		}
+		spare = frames
+		if err != nil {
+			w.close()
+			// Our reader notices the same and says what has happened.
+		}
+	}
+}
+
+// CheckFrames takes a stream apart as both ends of the socket would, and returns the
+// first thing in it that either would refuse. It exists for fuzzing.
+func CheckFrames(r io.Reader) error {
+	f := newFrameReader(r)
+	for {
+		kind, _, body, err := f.next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case kindHello, kindReady, kindLog:
+			continue // JSON
+		case kindFailed:
+			body.error()
+		case kindCheck:
+			body.domainKey()
+		case kindEncrypt, kindDecrypt:
+			body.domainKey()
+			body.strings()
+		case kindRandom:
+			body.lengths()
+		case kindAnswer:
+			// The longest form: items until the body ends.
+			for items := make([]Item, 1); !body.bad && len(body.b) > 0; {
+				body.items(items)
+			}
+		case kindPing, kindPong, kindCreate, kindInfo, kindCancel:
+		default:
+			return fmt.Errorf("%w: kind %d", errProtocol, kind)
+		}
+		if !body.end() {
+			return fmt.Errorf("%w: kind %d is malformed", errProtocol, kind)
+		}
+	}
+}
