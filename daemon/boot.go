@@ -62,6 +62,7 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 		Account: s.cfg.Account,
 		Region:  s.cfg.Region,
 		Regions: s.cfg.Regions,
+		Quota:   s.quotas,
 		Clock:   s.env.Clock,
 		Logger:  s.log,
 	})
@@ -101,7 +102,6 @@ func (s *Server) warn(root hsm.Root) {
 		s.log.Warn(notice, "location", info.Location)
 	}
 	s.log.Warn("key policies are stored but not enforced yet: every access key may use every key")
-	s.log.Warn("quotas are not enforced yet", "quota-profile", s.cfg.QuotaProfile)
 	if s.tls == nil && s.cfg.InsecureHTTP {
 		s.log.Warn("requests and plaintext keys may cross the network in the clear (insecure-http)")
 	}

@@ -92,7 +92,7 @@ func TestFirstStart(t *testing.T) {
 	if !strings.Contains(log, id) {
 		t.Error("the log does not say which access key was made")
 	}
-	for _, warning := range []string{"root of trust", "not enforced yet", "quotas"} {
+	for _, warning := range []string{"root of trust", "not enforced yet"} {
 		if !strings.Contains(log, warning) {
 			t.Errorf("the log lacks %q", warning)
 		}

@@ -93,7 +93,7 @@ type Config struct {
 	// names that keymill doctor --providers prints.
 	ForbidProvider []string
 
-	// QuotaProfile is "aws", "none" or a file of quotas.
+	// QuotaProfile is "aws", "none" or a file of quotas; see package quota.
 	QuotaProfile string
 
 	// TLSCert and TLSKey are PEM files; both or neither. They are read again
@@ -190,12 +190,8 @@ func (c *Config) Validate() error {
 	if err := engine.CheckForbid(c.ForbidProvider); err != nil {
 		bad("forbid-provider", "%v", err)
 	}
-	switch c.QuotaProfile {
-	case "aws", "none":
-	case "":
-		bad("quota-profile", "empty; use aws or none")
-	default:
-		bad("quota-profile", "a quota file (%q) is not supported yet; use aws or none", c.QuotaProfile)
+	if c.QuotaProfile == "" {
+		bad("quota-profile", "empty; use aws, none or a file of quotas")
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		bad("log-level", "%q is no level; use debug, info, warn or error", c.LogLevel)

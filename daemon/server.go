@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/valyala/fasthttp"
 
+	"keymill/daemon/quota"
 	"keymill/daemon/wire"
 )
 
@@ -72,6 +73,7 @@ type Server struct {
 	cfg     Config
 	env     Environment
 	log     *slog.Logger
+	quotas  *quota.Profile
 	tls     *certificates // nil without TLS
 	metrics *metrics.Set
 	open    func(context.Context) (*service, error) // replaced in tests
@@ -96,7 +98,8 @@ type service struct {
 	close        func() error // after handler and backup have returned
 }
 
-// New checks cfg and, with TLS, loads the certificate. It opens nothing else.
+// New checks cfg and loads the quota profile and, with TLS, the certificate. It
+// opens nothing else.
 func New(cfg Config, env Environment) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -132,6 +135,10 @@ func New(cfg Config, env Environment) (*Server, error) {
 		failed:  make(chan error, 1),
 	}
 	s.open = s.openService
+	var err error
+	if s.quotas, err = quota.Load(cfg.QuotaProfile); err != nil {
+		return nil, err
+	}
 	if cfg.TLSCert != "" {
 		s.tls = &certificates{certFile: cfg.TLSCert, keyFile: cfg.TLSKey, clientCAFile: cfg.TLSClientCA}
 		if err := s.tls.load(); err != nil {

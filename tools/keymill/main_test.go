@@ -422,7 +422,9 @@ func TestCommandLineErrors(t *testing.T) {
 		want string
 	}{
 		{[]string{"serve", "--listen", "0.0.0.0:4599", "--data", "d"}, "insecure-http"},
-		{[]string{"serve", "--quota-profile", "quotas.yml", "--data", "d"}, "not supported yet"},
+		{[]string{"serve", "--quota-profile", "no-such-quotas.yml", "--data", "d"}, "no-such-quotas.yml"},
+		{[]string{"serve", "--quota-profile", filepath.Join("..", "..", "daemon", "quota", "testdata", "busted_negative.yml"), "--data", "d"}, "line 3: requests: symmetric: -5 is negative"},
+		{[]string{"serve", "--quota-profile", filepath.Join("..", "..", "daemon", "quota", "testdata", "busted_unknown_quota.yml"), "--data", "d"}, `line 4: requests: unknown quota "CreateKye"`},
 		{[]string{"serve", "--lisen", "x"}, "unknown flag: --lisen"},
 		{[]string{"serve", "more"}, "more"},
 		{[]string{"serve", "--config", "missing.yml"}, "missing.yml"},
