@@ -57,6 +57,7 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	if err := s.ensureRootPrincipal(ctx, store, preset); err != nil {
 		return nil, err
 	}
+	workers, cpus := s.shareProcessors()
 	svc, err := kms.New(kms.Config{
 		Store:   store,
 		Account: s.cfg.Account,
@@ -65,12 +66,18 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 		Quota:   s.quotas,
 		Clock:   s.env.Clock,
 		Logger:  s.log,
+
+		HeavyWorkers: workers,
+		HeavyCPUs:    cpus,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.warn(root)
-	return &service{handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, close: shut}, nil
+	return &service{handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, close: func() error {
+		svc.Close()
+		return shut()
+	}}, nil
 }
 
 // makeDataDir makes the data directory, or looks at the one that is there.

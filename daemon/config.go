@@ -42,6 +42,10 @@ const (
 	// DefaultLogFormat is the one people read.
 	DefaultLogFormat = "text"
 
+	// maxHeavyWorkers bounds a typing mistake: each worker is a thread, and more
+	// than there are processors only share these out differently.
+	maxHeavyWorkers = 1024
+
 	// defaultDataName is the data directory's name in the user's home.
 	defaultDataName = ".keymill"
 )
@@ -112,6 +116,13 @@ type Config struct {
 	// loopback nor a Unix socket.
 	InsecureAdmin bool
 
+	// HeavyWorkers is the number of threads for work of some 100 us and more,
+	// such as RSA signatures; 0 is one for each core that the process may use.
+	HeavyWorkers int
+
+	// PinWorkers binds each of these threads to a processor.
+	PinWorkers bool
+
 	// LogLevel is debug, info, warn or error.
 	LogLevel string
 
@@ -129,6 +140,7 @@ func DefaultConfig() Config {
 		Account:      DefaultAccount,
 		AdminListen:  DefaultAdminListen,
 		QuotaProfile: DefaultQuotaProfile,
+		PinWorkers:   true,
 		LogLevel:     DefaultLogLevel,
 		LogFormat:    DefaultLogFormat,
 	}
@@ -192,6 +204,9 @@ func (c *Config) Validate() error {
 	}
 	if c.QuotaProfile == "" {
 		bad("quota-profile", "empty; use aws, none or a file of quotas")
+	}
+	if c.HeavyWorkers < 0 || c.HeavyWorkers > maxHeavyWorkers {
+		bad("heavy-workers", "%d is not in 0 to %d; 0 is one for each core", c.HeavyWorkers, maxHeavyWorkers)
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		bad("log-level", "%q is no level; use debug, info, warn or error", c.LogLevel)

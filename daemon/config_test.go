@@ -105,6 +105,8 @@ func TestOptionsCoverConfig(t *testing.T) {
 			*v = o.Name
 		case *bool:
 			*v = true
+		case *int:
+			*v = 1
 		case *[]string:
 			*v = []string{o.Name}
 		default:

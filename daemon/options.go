@@ -14,7 +14,7 @@ type Option struct {
 	// names the value, as package pflag has it.
 	Usage string
 
-	// Field returns a pointer to the option's field: *string, *bool or
+	// Field returns a pointer to the option's field: *string, *bool, *int or
 	// *[]string.
 	Field func(*Config) any
 }
@@ -46,6 +46,8 @@ var Options = []Option{
 	{"tls-client-ca", "require a client certificate signed by an authority in `FILE`", func(c *Config) any { return &c.TLSClientCA }},
 	{"insecure-http", "allow plain HTTP on an address that is not loopback", func(c *Config) any { return &c.InsecureHTTP }},
 	{"insecure-admin", "allow the admin listener on an address that is not loopback", func(c *Config) any { return &c.InsecureAdmin }},
+	{"heavy-workers", "run slow cryptography on `N` threads of its own; 0 is one for each core", func(c *Config) any { return &c.HeavyWorkers }},
+	{"pin-workers", "bind those threads to processors", func(c *Config) any { return &c.PinWorkers }},
 	{"log-level", "log `LEVEL`: debug, info, warn or error", func(c *Config) any { return &c.LogLevel }},
 	{"log-format", "log `FORMAT`: text or json", func(c *Config) any { return &c.LogFormat }},
 }

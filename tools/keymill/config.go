@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/knadh/koanf/parsers/yaml"
@@ -51,6 +52,8 @@ func addFlags(fs *pflag.FlagSet, names ...string) {
 			fs.String(o.Name, *v, o.Usage)
 		case *bool:
 			fs.Bool(o.Name, *v, o.Usage)
+		case *int:
+			fs.Int(o.Name, *v, o.Usage)
 		case *[]string:
 			fs.StringSlice(o.Name, *v, o.Usage)
 		}
@@ -73,6 +76,8 @@ func loadConfig(fs *pflag.FlagSet, environ []string) (daemon.Config, []string, e
 		case *string:
 			defaults[o.Name] = *v
 		case *bool:
+			defaults[o.Name] = *v
+		case *int:
 			defaults[o.Name] = *v
 		case *[]string:
 			defaults[o.Name] = *v
@@ -188,6 +193,12 @@ func parse(o *daemon.Option, text string) (any, error) {
 			return false, nil
 		}
 		return nil, fmt.Errorf("%q is neither true nor false", text)
+	case *int:
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no whole number", text)
+		}
+		return n, nil
 	case *[]string:
 		return splitList(text), nil
 	}
@@ -209,6 +220,12 @@ func set(field, value any) error {
 			return nil
 		}
 		return fmt.Errorf("needs true or false, not %s", kind(value))
+	case *int:
+		if v, ok := value.(int); ok {
+			*f = v
+			return nil
+		}
+		return fmt.Errorf("needs a whole number, not %s", kind(value))
 	case *[]string:
 		switch v := value.(type) {
 		case string:
@@ -282,6 +299,8 @@ func printConfig(w io.Writer, conf daemon.Config) error {
 		case *string:
 			value = *v
 		case *bool:
+			value = *v
+		case *int:
 			value = *v
 		case *[]string:
 			value = append([]string{}, *v...)

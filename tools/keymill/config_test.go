@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -31,6 +32,9 @@ func TestPrecedence(t *testing.T) {
 		switch o.Field(&c).(type) {
 		case *bool:
 			return "true", "true"
+		case *int:
+			n := strconv.Itoa(len(source))
+			return n, n
 		case *[]string:
 			return source + ",second", "[" + source + ", second]"
 		}
@@ -71,6 +75,8 @@ func TestPrecedence(t *testing.T) {
 					switch f := o.Field(&want).(type) {
 					case *bool:
 						*f = true
+					case *int:
+						*f = len(tt.source)
 					case *string:
 						*f = tt.source
 					case *[]string:
