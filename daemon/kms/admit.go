@@ -80,7 +80,7 @@ func (x *exchange) admit(c quota.Class) error {
 	}
 	x.class = c
 	if !x.quotas.Take(c, x.units, x.now) {
-		return quota.Throttled()
+		return x.notAdmitted(x.quotas.Burst(c))
 	}
 	return nil
 }
@@ -93,9 +93,18 @@ func (x *exchange) admitKey(v *keyView) error {
 	}
 	x.bucket = v.bucket
 	if !v.bucket.Take(x.units, x.now) {
-		return quota.Throttled()
+		return x.notAdmitted(v.bucket.Burst())
 	}
 	return nil
+}
+
+// notAdmitted answers a request that a bucket of that burst refused. Throttling
+// says to try again, which a bulk request of more than the burst should not.
+func (x *exchange) notAdmitted(burst int64) error {
+	if x.units > burst {
+		return invalid("The request counts for %d operations, and the quota admits at most %d at once: send fewer items in a request.", x.units, burst)
+	}
+	return quota.Throttled()
 }
 
 // keyRoom makes the quota of keys exact without holding up those who are far

@@ -266,6 +266,32 @@ func TestKeyQuotaIsExact(t *testing.T) {
 	}
 }
 
+// A request of more units than a bucket ever holds is told so, instead of to try
+// again for ever.
+func TestMoreThanTheBurst(t *testing.T) {
+	h := newHarnessWith(t, profile(t, "base: none\nrequests: {symmetric: 10, rsa: 20}\nper-key: 10\nper-key-burst: 10\n"))
+	for units, want := range map[int64]string{
+		10: "",
+		11: "ValidationException: The request counts for 11 operations, and the quota admits at most 10 at once: send fewer items in a request.",
+	} {
+		for name, admit := range map[string]func(x *exchange) error{
+			"account": func(x *exchange) error { return x.admit(quota.Symmetric) },
+			"key":     func(x *exchange) error { return x.admitKey(&keyView{bucket: h.svc.quota.NewKeyBucket()}) },
+		} {
+			x := newExchange(h.svc)
+			x.now, x.units = h.now, units
+			x.quotas = h.svc.quota.Account(testAccount, fmt.Sprint(units))
+			got := ""
+			if err := admit(x); err != nil {
+				got = err.Error()
+			}
+			if got != want {
+				t.Errorf("%s, %d: %q", name, units, got)
+			}
+		}
+	}
+}
+
 // Rows and quotas agree: cryptographic operations have a rule, all others the
 // operation's own quota.
 func TestRowsHaveQuotas(t *testing.T) {
