@@ -41,8 +41,9 @@
 // and so are derived keys and the libraries' copies of decrypted plaintexts and
 // shared secrets that pass through here. Warm state (AES schedules, HMAC keys,
 // private keys) is on the Go heap; Purge makes it garbage but cannot wipe what
-// another goroutine may still be using. None of the libraries wipes its own
-// intermediate values.
+// another goroutine may still be using. OpenSSL's keys are outside the heap, 2 to
+// 4 kB each, and wiped when they are freed; none of the other libraries wipes its
+// own intermediate values, nor does reading PKCS#8.
 //
 // A warm handle takes about 3.5 kB of heap for a symmetric key (two processors;
 // each more adds a lane of 1.5 kB, each derived key in the cache 1.3 kB), 1 to
@@ -52,36 +53,57 @@
 //
 // # Which implementation does what
 //
-// Private keys are touched only by code documented as taking constant time;
-// among those, the fastest here. Verification and encryption to a public key
-// may take variable time. Microseconds of processor time, the lower of two runs
-// on one thread of a busy 2-vCPU AMD Zen 5 virtual machine, Go 1.26.8: read
-// them as ratios (on a quiet machine they were 1.5 to 2 times lower). From
+// Every task of every spec has a list of candidates, in providertable.go: the
+// first that is neither forbidden nor missing serves, once it has passed its
+// known-answer test ([ConfigureProviders], [Providers]). Private keys are
+// touched only by code documented as taking constant time; among those, the
+// fastest here. Verification and encryption to a public key may take variable
+// time. All candidates obey the same rules on lengths and encodings and give
+// the same verdicts; the tests hold them against each other.
 //
-//	go test -run '^$' -bench 'Choice|Handle' -benchtime 80ms ./engine
+// Microseconds of processor time, the lowest of eight short runs on one thread
+// of a busy 2-vCPU AMD EPYC virtual machine without AVX-512 IFMA, Go 1.26.8,
+// OpenSSL 3.0.19: read them as ratios (on a quiet machine they are 1.5 to 2
+// times lower; with IFMA, OpenSSL signs with RSA_2048 three times as fast as
+// Go). The provider in front serves. From
 //
-//	scheme            private  served by         public  served by
-//	RSA-PSS 2048        1,144  Go                    37  Go
-//	RSA-PSS 3072        3,265  Go                   206  Go
-//	RSA-PSS 4096        6,997  Go                   370  Go
-//	RSA-OAEP 2048       1,142  Go                    37  Go
-//	P-256 ECDSA            38  Go                    83  Go
-//	P-384 ECDSA           248  Go                   429  CIRCL arithmetic (Go: 707)
-//	P-521 ECDSA           892  Go                 3,318  Go
-//	P-256 ECDH             65  Go
-//	P-384 ECDH            495  Go
-//	P-521 ECDH          2,486  Go
-//	secp256k1              60  secp256k1-voi        104  secp256k1-voi (decred: 167)
-//	Ed25519                14  curve25519-voi        30  curve25519-voi
-//	                           (Go, CIRCL: 27)           (Go, CIRCL: 60)
-//	ML-DSA-44             165  CIRCL                 26  CIRCL
-//	ML-DSA-65             246  CIRCL                 36  CIRCL
-//	ML-DSA-87             289  CIRCL                 53  CIRCL
-//	ML-DSA-44 from mu     418  filippo.io/mldsa     116  mldsamu.go
-//	ML-DSA-65 from mu     699  filippo.io/mldsa     186  mldsamu.go
-//	ML-DSA-87 from mu     764  filippo.io/mldsa     298  mldsamu.go
-//	SM2DSA                 30  gmsm                  79  gmsm
-//	SM2PKE                 67  gmsm                  83  gmsm
+//	go test -run '^$' -bench 'Provider' -benchtime 10ms -count 8 ./engine
+//
+//	scheme            private                       public
+//	RSA-PSS 2048      openssl 750, go 1,180         openssl 27, go 37
+//	RSA-PSS 3072      openssl 2,330, go 4,160       openssl 57, go 239
+//	RSA-PSS 4096      openssl 6,400, go 8,590       openssl 96, go 470
+//	RSA-OAEP 2048     openssl 875, go 1,330         go 44, openssl 33
+//	RSA-OAEP 3072     openssl 2,900, go 4,390       go 329, openssl 79
+//	RSA-OAEP 4096     openssl 5,410, go 8,240       go 379, openssl 102
+//	P-256 ECDSA       openssl 31, go 40             go 83, openssl 75
+//	P-384 ECDSA       go 278, openssl 1,050         circl 445, openssl 829, go 839
+//	P-521 ECDSA       openssl 368, go 955           openssl 686, go 3,740
+//	P-256 ECDH        go 86, openssl 228
+//	P-384 ECDH        go 738, openssl 2,420
+//	P-521 ECDH        openssl 732, go 2,360
+//	secp256k1         secp256k1-voi 49              secp256k1-voi 108 (decred 167)
+//	Ed25519           curve25519-voi 14, go 30      curve25519-voi 30, edwards25519 64
+//	                  (circl 27, openssl 85)        (go, circl 60, openssl 268)
+//	ML-DSA-44         circl 173, filippo 381        circl 27, filippo 136
+//	ML-DSA-65         circl 224, filippo 675        circl 36, filippo 205
+//	ML-DSA-87         circl 317, filippo 706        circl 57, filippo 330
+//	ML-DSA-44 from mu filippo 450                   mldsamu.go 129
+//	ML-DSA-65 from mu filippo 725                   mldsamu.go 215
+//	ML-DSA-87 from mu filippo 1,160                 mldsamu.go 314
+//	SM2DSA            gmsm 33                       gmsm 91
+//	SM2PKE            gmsm 71                       gmsm 100
+//	RSA_2048 keys     go 86,800 (openssl 396,000)
+//
+// Several Ed25519 signatures of one key, verified in one Do, are checked in one
+// sum (ed25519batch.go); microseconds for all of them:
+//
+//	signatures               1     2     3     4     8     32     64    128
+//	one by one              41    68    97   134   245  1,061  2,041  4,290
+//	curve25519-voi's batch  52    73    86   101   165    594  1,272  2,269
+//	the sum for one key     55    61    71    82   125    410    818  1,649
+//
+// So three are worth a sum, and 64 cost 2.5 times less than one by one.
 //
 //	symmetric, warm handle           32 B   4 KiB
 //	AES-256-GCM, random nonce, bare  0.16    1.21
@@ -93,6 +115,17 @@
 //
 // What decided, where it was not the figure:
 //
+//   - OpenSSL documents blinding for RSA, and checks what the Chinese
+//     remainder theorem gave before it lets go of it; OAEP is unpadded without
+//     branches. P-256 and P-521 have arithmetic of their own that is constant
+//     in time, any other curve the Montgomery ladder (since 1.1.1), and nonces
+//     are inverted by exponentiation. Versions before the last known leaks were
+//     closed are refused (openssl.go).
+//   - OpenSSL draws from a generator inside the process, whose state a snapshot
+//     of a machine repeats. Its ECDSA nonces survive that, for key and message
+//     are hashed into them, and PSS needs no secret salt; OAEP's seed does
+//     not, so encryption stays with Go.
+//   - Ten percent on P-256 verification do not pay for a thread in C.
 //   - decred's secp256k1 signs twice as fast, but not in constant time;
 //     secp256k1-voi documents its scalar and point arithmetic as constant-time.
 //   - curve25519-voi documents its basepoint multiplication as constant-time.

@@ -66,31 +66,21 @@ func edPoint(p *curve.EdwardsPoint, b []byte) bool {
 	return err == nil
 }
 
-// edBatch is the working space of one sum. Nothing in it is secret.
-type edBatch struct {
-	zs      [edBatchMax][16]byte
-	scalars [edBatchMax + 1]scalar.Scalar // of B, then the z
-	points  [edBatchMax]curve.EdwardsPoint
-	sp      [edBatchMax + 1]*scalar.Scalar
-	pp      [edBatchMax + 1]*curve.EdwardsPoint
-}
-
 // verify reports whether all the signatures are valid; false says nothing about
 // which. There are at most edBatchMax.
 func (k *edBatchKey) verify(ops []*Op) bool {
-	var b edBatch
 	n := len(ops)
-	zs := b.zs[:n]
-	for i := range zs {
-		Random(zs[i][:])
-	}
+	zs := make([]byte, 16*n) // one draw for all
+	Random(zs)
+	scalars, points := make([]scalar.Scalar, n+1), make([]curve.EdwardsPoint, n)
+	sp, pp := make([]*scalar.Scalar, n+1), make([]*curve.EdwardsPoint, n+1) // of B, then of the Rs
 	var sumS, sumK, s, h, t scalar.Scalar
 	hash := sha512.New()
 	var sum [sha512.Size]byte
 	var wide [32]byte
-	b.sp[0], b.pp[0] = &b.scalars[0], curve.ED25519_BASEPOINT_POINT
+	sp[0], pp[0] = &scalars[0], curve.ED25519_BASEPOINT_POINT
 	for i, op := range ops {
-		if len(op.Sig) != 64 || !scalar.ScMinimalVartime(op.Sig[32:]) || !edPoint(&b.points[i], op.Sig[:32]) {
+		if len(op.Sig) != 64 || !scalar.ScMinimalVartime(op.Sig[32:]) || !edPoint(&points[i], op.Sig[:32]) {
 			return false
 		}
 		hash.Reset()
@@ -109,19 +99,19 @@ func (k *edBatchKey) verify(ops []*Op) bool {
 		if _, err := s.SetCanonicalBytes(op.Sig[32:]); err != nil {
 			return false
 		}
-		copy(wide[:], zs[i][:])
-		z := &b.scalars[i+1]
+		copy(wide[:], zs[16*i:16*i+16])
+		z := &scalars[i+1]
 		if _, err := z.SetBytesModOrder(wide[:]); err != nil {
 			return false
 		}
 		sumS.Add(&sumS, t.Mul(z, &s))
 		sumK.Add(&sumK, t.Mul(z, &h))
-		b.sp[i+1], b.pp[i+1] = z, &b.points[i]
+		sp[i+1], pp[i+1] = z, &points[i]
 	}
-	b.scalars[0].Neg(&sumS)
+	sp[0].Neg(&sumS)
 	var left curve.EdwardsPoint
 	left.ExpandedMultiscalarMulVartime(
-		[]*scalar.Scalar{&sumK}, []*curve.ExpandedEdwardsPoint{k.point}, b.sp[:n+1], b.pp[:n+1])
+		[]*scalar.Scalar{&sumK}, []*curve.ExpandedEdwardsPoint{k.point}, sp, pp)
 	return left.IsSmallOrder()
 }
 

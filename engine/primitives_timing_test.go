@@ -1,12 +1,9 @@
 package engine
 
 import (
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/sha512"
 	"runtime"
 	"testing"
 
@@ -21,8 +18,8 @@ import (
 	"gitlab.com/yawning/secp256k1-voi/secec"
 )
 
-// These benchmarks compare the implementations that could serve a scheme; the
-// table in the package documentation is made of them. Run them as
+// These benchmarks time implementations that are not candidates in the table of
+// providers, beside those that are. Run them as
 //
 //	go test -run '^$' -bench Choice -benchtime 200ms ./engine
 
@@ -43,62 +40,6 @@ func BenchmarkChoiceEd25519(b *testing.B) {
 	bench(b, "verify/circl", func() bool { return circled.Verify(circled.PublicKey(pub), benchMessage, sig) })
 	bench(b, "verify/voi", func() bool { return voied.VerifyWithOptions(voied.PublicKey(pub), benchMessage, sig, &edPure) })
 	bench(b, "verify/voi-expanded", func() bool { return voied.VerifyExpandedWithOptions(expanded, benchMessage, sig, &edPure) })
-}
-
-func BenchmarkChoiceECDSA(b *testing.B) {
-	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
-		key, _ := ecdsa.GenerateKey(curve, rand.Reader)
-		name := curve.Params().Name
-		digest := sha512.Sum512(benchMessage)
-		sig, _ := ecdsa.SignASN1(rand.Reader, key, digest[:32])
-		bench(b, name+"/sign/std", func() bool { s, _ := ecdsa.SignASN1(rand.Reader, key, digest[:32]); return s != nil })
-		bench(b, name+"/verify/std", func() bool { return ecdsa.VerifyASN1(&key.PublicKey, digest[:32], sig) })
-		if curve == elliptic.P384() {
-			pub, _ := newP384Public(&key.PublicKey)
-			bench(b, name+"/verify/circl", func() bool { return pub.verify(digest[:32], sig) })
-		}
-	}
-}
-
-// BenchmarkChoiceOnly times what has one candidate, through the engine.
-func BenchmarkChoiceOnly(b *testing.B) {
-	for _, c := range []struct {
-		spec Spec
-		alg  Algorithm
-	}{
-		{RSA2048, AlgPSSSHA256}, {RSA3072, AlgPSSSHA256}, {RSA4096, AlgPSSSHA256}, {RSA2048, AlgOAEPSHA256},
-		{SM2, AlgSM2DSA}, {SM2, AlgSM2PKE}, {P256, AlgECDH}, {P384, AlgECDH}, {P521, AlgECDH},
-	} {
-		material := testMaterial(b, c.spec)
-		verbs := []Verb{Sign, Verify}
-		usage := SignVerify
-		switch {
-		case c.spec.Supports(EncryptDecrypt, c.alg):
-			verbs, usage = []Verb{Encrypt, Decrypt}, EncryptDecrypt
-		case c.alg == AlgECDH:
-			verbs, usage = []Verb{DeriveSecret}, KeyAgreement
-		}
-		k := keyOf(b, testID, c.spec, usage, material)
-		in := benchMessage[:32]
-		if usage == KeyAgreement {
-			in = k.spki
-		}
-		first := must(b, k, Op{Verb: verbs[0], Alg: c.alg, In: in})
-		for i, verb := range verbs {
-			op := Op{Verb: verb, Alg: c.alg, In: in, Sig: first}
-			if i == 1 && verb == Decrypt {
-				op.In = first
-			}
-			name := map[Verb]string{Sign: "sign", Verify: "verify", Encrypt: "encrypt", Decrypt: "decrypt", DeriveSecret: "derive"}[verb]
-			ops := make([]Op, 1)
-			must(b, k, op) // warm
-			bench(b, c.spec.String()+"/"+c.alg.String()+"/"+name, func() bool {
-				ops[0] = op
-				k.Do(ops)
-				return ops[0].Err == nil
-			})
-		}
-	}
 }
 
 func BenchmarkChoiceSecp256k1(b *testing.B) {

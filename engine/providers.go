@@ -353,5 +353,8 @@ func (o Candidate) figure() string {
 	if o.Micros == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" (%.3g)", o.Micros)
+	if o.Micros < 10 {
+		return fmt.Sprintf(" (%.2f)", o.Micros)
+	}
+	return fmt.Sprintf(" (%.0f)", o.Micros)
 }
