@@ -30,7 +30,7 @@ import (
 // clients do: it writes the time into one of 16 pipes and waits for nothing (open
 // loop), and a goroutine for each pipe reads it, works for 1 us and takes the
 // time. Meanwhile 64 goroutines submit pure Go jobs of 5 ms, as fast as they are
-// done. In the gc cases GOGC is 20 and every light request leaves 16 KiB of
+// done (and of 25 us, in some cases). In the gc cases GOGC is 20 and every light request leaves 16 KiB of
 // garbage, so that the collector runs 75 times a second.
 
 const (
@@ -107,6 +107,7 @@ type lightHeavyCase struct {
 	name  string
 	procs int // GOMAXPROCS
 	start func(b *testing.B) runner
+	heavy time.Duration // 0: 5 ms
 }
 
 // unbounded runs jobs at once on the goroutine that brings them.
@@ -128,27 +129,32 @@ func BenchmarkLightHeavy(b *testing.B) {
 		}
 	}
 	pin := Plan(0).Pin
+	goroutines := func(*testing.B) runner { return unbounded{} }
 	gate := func(n int) func(*testing.B) runner { return func(*testing.B) runner { return NewGate(n, 0) } }
 	cases := []lightHeavyCase{
-		{"none", cores, nil},
-		{"none,procs=2x", 2 * cores, nil},
-		{"goroutines", cores, func(*testing.B) runner { return unbounded{} }},
-		{"goroutines,procs=2x", 2 * cores, func(*testing.B) runner { return unbounded{} }},
-		{"gate=cores,procs=cores", cores, gate(cores)},
-		{"gate=cores", 2 * cores, gate(cores)},
+		{"none", cores, nil, 0},
+		{"none,procs=2x", 2 * cores, nil, 0},
+		{"goroutines", cores, goroutines, 0},
+		{"goroutines,procs=2x", 2 * cores, goroutines, 0},
+		{"gate=cores,procs=cores", cores, gate(cores), 0},
+		{"gate=cores", 2 * cores, gate(cores), 0},
+		{"25us,goroutines", cores, goroutines, 25 * time.Microsecond},
+		{"25us,goroutines,procs=2x", 2 * cores, goroutines, 25 * time.Microsecond},
+		{"25us,gate=cores", 2 * cores, gate(cores), 25 * time.Microsecond},
+		{"25us,workers=cores", 2 * cores, heavy(HeavyOptions{Workers: cores}), 25 * time.Microsecond},
 	}
 	for _, n := range slices.Compact([]int{1, max(1, cores-1), cores}) {
 		procs := cores + n
 		cases = append(cases,
-			lightHeavyCase{fmt.Sprintf("workers=%d", n), procs, heavy(HeavyOptions{Workers: n})},
-			lightHeavyCase{fmt.Sprintf("workers=%d,pinned", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin})},
-			lightHeavyCase{fmt.Sprintf("workers=%d,slice=20ms", n), procs, heavy(HeavyOptions{Workers: n, Slice: 20 * time.Millisecond})},
-			lightHeavyCase{fmt.Sprintf("workers=%d,pinned,slice=20ms", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin, Slice: 20 * time.Millisecond})},
-			lightHeavyCase{fmt.Sprintf("workers=%d,nice=10", n), procs, heavy(HeavyOptions{Workers: n, Nice: 10})},
-			lightHeavyCase{fmt.Sprintf("workers=%d,pinned,nice=10", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin, Nice: 10})},
-			lightHeavyCase{fmt.Sprintf("workers=%d,nice=19", n), procs, heavy(HeavyOptions{Workers: n, Nice: 19})},
-			lightHeavyCase{fmt.Sprintf("workers=%d,batch", n), procs, heavy(HeavyOptions{Workers: n, Policy: PolicyBatch})},
-			lightHeavyCase{fmt.Sprintf("workers=%d,idle", n), procs, heavy(HeavyOptions{Workers: n, Policy: PolicyIdle})},
+			lightHeavyCase{fmt.Sprintf("workers=%d", n), procs, heavy(HeavyOptions{Workers: n}), 0},
+			lightHeavyCase{fmt.Sprintf("workers=%d,pinned", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin}), 0},
+			lightHeavyCase{fmt.Sprintf("workers=%d,slice=20ms", n), procs, heavy(HeavyOptions{Workers: n, Slice: 20 * time.Millisecond}), 0},
+			lightHeavyCase{fmt.Sprintf("workers=%d,pinned,slice=20ms", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin, Slice: 20 * time.Millisecond}), 0},
+			lightHeavyCase{fmt.Sprintf("workers=%d,nice=10", n), procs, heavy(HeavyOptions{Workers: n, Nice: 10}), 0},
+			lightHeavyCase{fmt.Sprintf("workers=%d,pinned,nice=10", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin, Nice: 10}), 0},
+			lightHeavyCase{fmt.Sprintf("workers=%d,nice=19", n), procs, heavy(HeavyOptions{Workers: n, Nice: 19}), 0},
+			lightHeavyCase{fmt.Sprintf("workers=%d,batch", n), procs, heavy(HeavyOptions{Workers: n, Policy: PolicyBatch}), 0},
+			lightHeavyCase{fmt.Sprintf("workers=%d,idle", n), procs, heavy(HeavyOptions{Workers: n, Policy: PolicyIdle}), 0},
 		)
 	}
 	for _, c := range cases {
@@ -164,7 +170,10 @@ func (c lightHeavyCase) run(b *testing.B, garbage bool) {
 	if garbage {
 		defer debug.SetGCPercent(debug.SetGCPercent(20))
 	}
-	heavyRounds, lightRounds := roundsPer(5*time.Millisecond), roundsPer(time.Microsecond)
+	if c.heavy == 0 {
+		c.heavy = 5 * time.Millisecond
+	}
+	heavyRounds, lightRounds := roundsPer(c.heavy), roundsPer(time.Microsecond)
 
 	var stop atomic.Bool
 	var jobs atomic.Int64
@@ -181,6 +190,7 @@ func (c lightHeavyCase) run(b *testing.B, garbage bool) {
 						return
 					}
 					jobs.Add(1)
+					runtime.Gosched() // as reading the next request would
 				}
 			})
 		}
