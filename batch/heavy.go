@@ -5,7 +5,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
-	"time"
 )
 
 // HeavyOptions says what a [Heavy] pool is made of. The zero value is the
@@ -17,13 +16,6 @@ type HeavyOptions struct {
 	CPUs    []int  // worker i is bound to CPUs[i%len(CPUs)]; empty: to none
 	Nice    int    // added to the workers' nice value, 0 to 19
 	Policy  Policy // scheduling policy of the workers
-
-	// Slice is how long a worker wants to run at a time (Linux 6.12 and later;
-	// others ignore it): 100 us to 100 ms, 0 for the kernel's own value. A thread
-	// that wakes up preempts one with a longer slice at once, and one with the
-	// same slice only when that is used up. It takes nothing from the worker's
-	// share, unlike a nice value.
-	Slice time.Duration
 }
 
 // DefaultHeavyQueue bounds the wait for a worker to some seconds of RSA_4096 on
@@ -54,9 +46,8 @@ const (
 // from the send until it sends on done, which has room for one; so a submitter
 // sleeps on its own channel, is woken once, and no worker ever waits for it.
 //
-// A channel and not a lock-free ring: measured beside one (see the package
-// documentation), the ring was no faster, since both have to wake a thread, and
-// that is what it costs.
+// A channel and not a lock-free ring: measured beside one, the ring was no faster
+// (see the package documentation). Both have to wake a thread, which is the cost.
 //
 // A worker's goroutine is locked to its thread, and ends without unlocking it:
 // Go then ends the thread too, so no other goroutine ever finds itself bound to
@@ -81,9 +72,6 @@ type task struct {
 func NewHeavy(o HeavyOptions) (*Heavy, error) {
 	if o.Workers < 1 {
 		o.Workers = Plan(0).Workers
-	}
-	if o.Slice < 0 || o.Slice > time.Second {
-		return nil, fmt.Errorf("batch: a slice of %v is not in 0 to 1 s", o.Slice)
 	}
 	if o.Nice < 0 || o.Nice > 19 {
 		return nil, fmt.Errorf("batch: nice value %d is not in 0 to 19", o.Nice)

@@ -148,8 +148,6 @@ func BenchmarkLightHeavy(b *testing.B) {
 		cases = append(cases,
 			lightHeavyCase{fmt.Sprintf("workers=%d", n), procs, heavy(HeavyOptions{Workers: n}), 0},
 			lightHeavyCase{fmt.Sprintf("workers=%d,pinned", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin}), 0},
-			lightHeavyCase{fmt.Sprintf("workers=%d,slice=20ms", n), procs, heavy(HeavyOptions{Workers: n, Slice: 20 * time.Millisecond}), 0},
-			lightHeavyCase{fmt.Sprintf("workers=%d,pinned,slice=20ms", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin, Slice: 20 * time.Millisecond}), 0},
 			lightHeavyCase{fmt.Sprintf("workers=%d,nice=10", n), procs, heavy(HeavyOptions{Workers: n, Nice: 10}), 0},
 			lightHeavyCase{fmt.Sprintf("workers=%d,pinned,nice=10", n), procs, heavy(HeavyOptions{Workers: n, CPUs: pin, Nice: 10}), 0},
 			lightHeavyCase{fmt.Sprintf("workers=%d,nice=19", n), procs, heavy(HeavyOptions{Workers: n, Nice: 19}), 0},

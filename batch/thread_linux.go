@@ -16,7 +16,7 @@ func prepareThread(cpu int, o HeavyOptions) error {
 			return fmt.Errorf("couldn't bind a worker to processor %d: %w", cpu, err)
 		}
 	}
-	if o.Policy == PolicyNormal && o.Nice == 0 && o.Slice == 0 {
+	if o.Policy == PolicyNormal && o.Nice == 0 {
 		return nil
 	}
 	attr, err := unix.SchedGetAttr(0, 0)
@@ -24,8 +24,6 @@ func prepareThread(cpu int, o HeavyOptions) error {
 		return fmt.Errorf("couldn't read a worker's priority: %w", err)
 	}
 	attr.Nice = min(attr.Nice+int32(o.Nice), 19)
-	attr.Flags = 0
-	attr.Runtime = uint64(o.Slice.Nanoseconds())
 	switch o.Policy {
 	case PolicyNormal:
 		attr.Policy = unix.SCHED_NORMAL
