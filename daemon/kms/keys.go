@@ -129,9 +129,13 @@ func keyKind(in *wire.CreateKeyRequest) (engine.Spec, engine.Usage, error) {
 	}
 	usage, _ := engine.ParseUsage(in.KeyUsage)
 	for _, u := range spec.Usages() {
-		if u == usage {
-			return spec, usage, nil
+		if u != usage {
+			continue
 		}
+		if engine.Supported(spec, usage) != nil {
+			return 0, 0, wire.NewError(wire.UnsupportedOperationException, "KeySpec %s with KeyUsage %s is not available on this machine: keymill doctor --providers says why.", spec, usage)
+		}
+		return spec, usage, nil
 	}
 	return 0, 0, invalid("KeyUsage %s is not compatible with KeySpec %s", in.KeyUsage, spec)
 }
