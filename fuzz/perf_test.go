@@ -20,6 +20,7 @@ func FuzzResponse(f *testing.F) {
 		"HTTP/1.1 204\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+		"HTTP/1.1 200 OK\r\ntransfer-encoding:chunked\r\n\r\n2\r\n{}\r\n0A\r\n0123456789\r\n0\r\n\r\n",
 		"HTTP/1.1 100 Continue\r\n\r\n",
 	} {
 		f.Add([]byte(s))
@@ -69,6 +70,49 @@ func FuzzCredentials(f *testing.F) {
 		again, err := perf.ParseCredentials([]byte("[default]\naws_access_key_id=" + c.AccessKeyID + "\naws_secret_access_key=" + string(c.Secret)))
 		if err != nil || again.AccessKeyID != c.AccessKeyID || !bytes.Equal(again.Secret, c.Secret) {
 			t.Fatalf("%q and %q read as %q and %q, %v", c.AccessKeyID, c.Secret, again.AccessKeyID, again.Secret, err)
+		}
+	})
+}
+
+// FuzzBenchReport checks that a report of an earlier run is refused or can be
+// compared with itself, and shows no change then, without a panic.
+func FuzzBenchReport(f *testing.F) {
+	f.Add([]byte(`{"format":1,"measurements":[{"workload":"Encrypt","connections":16,"series":[
+		{"name":"bare fasthttp","bare":true,"figures":{"requests_per_s":[90,91]}},
+		{"name":"keymill","figures":{"requests_per_s":[60,61],"p99_us":[1,2]}}],"primitive_items_per_s":[4,5]}]}`))
+	f.Add([]byte(`{"format":1,"measurements":[{"series":[{"figures":{"requests_per_s":[]}}]}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := perf.ReadReport(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		changes, _, err := perf.Changes(r, r)
+		if err != nil {
+			return
+		}
+		for _, c := range changes {
+			if c.Delta != "~" && c.Delta != "0.00%" && c.Delta != "?" {
+				t.Fatalf("changed against itself: %+v", c)
+			}
+		}
+		if err := r.WriteTable(io.Discard); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzBenchOperation checks that what an operation prints is read as the same.
+func FuzzBenchOperation(f *testing.F) {
+	for _, s := range []string{"Encrypt", "Sign:RSA_4096", "Sign:RSA_2048:RSASSA_PKCS1_V1_5_SHA_256", "Verify:ECC_NIST_EDWARDS25519", "CreateKey:SM2"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		o, err := perf.ParseOperation(text)
+		if err != nil {
+			return
+		}
+		if again, err := perf.ParseOperation(o.String()); err != nil || again != o {
+			t.Fatalf("%q is %v, which reads as %v, %v", text, o, again, err)
 		}
 	})
 }

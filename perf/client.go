@@ -2,9 +2,12 @@ package perf
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"time"
 
 	"keymill/daemon/wire"
@@ -12,31 +15,69 @@ import (
 
 // A Target is where requests go and in whose name.
 type Target struct {
-	Addr        string // HOST:PORT
+	Addr        string      // HOST:PORT
+	TLS         *tls.Config // nil is plain HTTP
 	Region      string
 	Credentials Credentials
 }
 
-// A conn is one keep-alive connection. It belongs to one goroutine.
-type conn struct {
-	c   net.Conn
-	out []byte // request
-	in  []byte // answer, and room for the next
+// ParseEndpoint returns the target of an http or https URL, as yet without
+// credentials. tlsConfig serves when the URL is https; nil is the system's
+// authorities. A path other than "/" is refused: none of the dialects has one.
+func ParseEndpoint(text string, tlsConfig *tls.Config) (Target, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		u = new(url.URL)
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
+		u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
+		return Target{}, fmt.Errorf("%q is no endpoint; give http://HOST:PORT or https://HOST:PORT", text)
+	}
+	t := Target{Addr: u.Host}
+	if u.Scheme == "https" {
+		t.TLS = &tls.Config{}
+		if tlsConfig != nil {
+			t.TLS = tlsConfig.Clone()
+		}
+		t.TLS.ServerName = u.Hostname()
+		t.TLS.NextProtos = []string{"http/1.1"}
+	}
+	if u.Port() == "" {
+		port := map[string]string{"http": "80", "https": "443"}[u.Scheme]
+		t.Addr = net.JoinHostPort(u.Hostname(), port)
+	}
+	return t, nil
 }
 
-func dial(ctx context.Context, addr string) (*conn, error) {
+// A conn is one keep-alive connection. It belongs to one goroutine.
+type conn struct {
+	c  net.Conn
+	in []byte // answer, and room for the next
+}
+
+func dial(ctx context.Context, t Target) (*conn, error) {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", addr)
+	c, err := d.DialContext(ctx, "tcp", t.Addr)
 	if err != nil {
 		return nil, err
+	}
+	if t.TLS != nil {
+		secure := tls.Client(c, t.TLS)
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		if err := secure.HandshakeContext(ctx); err != nil {
+			c.Close()
+			return nil, fmt.Errorf("TLS with %s: %w", t.Addr, err)
+		}
+		c = secure
 	}
 	return &conn{c: c, in: make([]byte, 4096)}, nil
 }
 
-// roundTrip sends the request in c.out and reads the answer, which is valid
-// until the next call. After an error the connection is unusable.
-func (c *conn) roundTrip() (Response, error) {
-	if _, err := c.c.Write(c.out); err != nil {
+// roundTrip sends a request and reads the answer, which is valid until the next
+// call. After an error the connection is unusable.
+func (c *conn) roundTrip(request []byte) (Response, error) {
+	if _, err := c.c.Write(request); err != nil {
 		return Response{}, err
 	}
 	var r Response
@@ -71,7 +112,6 @@ func (c *conn) roundTrip() (Response, error) {
 func (c *conn) close() {
 	c.c.Close()
 	clear(c.in)
-	clear(c.out)
 }
 
 // An Input is a request structure of package wire.
@@ -86,7 +126,7 @@ type Client struct {
 
 // Dial connects to target. Close the client when done.
 func Dial(ctx context.Context, target Target) (*Client, error) {
-	c, err := dial(ctx, target.Addr)
+	c, err := dial(ctx, target)
 	if err != nil {
 		return nil, err
 	}
@@ -100,19 +140,41 @@ func (c *Client) Close() { c.conn.close() }
 // machine takes seconds.
 const callTimeout = 30 * time.Second
 
-// Call makes one request and returns the answer's body, which is valid until
-// the next call. An answer other than 200 is an [*AnswerError].
+// Call makes one request of the AWS KMS API and returns the answer's body,
+// which is valid until the next call. An answer other than 200 is an
+// [*AnswerError].
 func (c *Client) Call(ctx context.Context, op wire.Op, in Input) ([]byte, error) {
 	b := newBuilder(c.target.Addr, c.target.Region, targetOf(op), c.target.Credentials)
-	c.conn.c.SetDeadline(time.Now().Add(callTimeout))
-	defer context.AfterFunc(ctx, func() { c.conn.c.SetDeadline(time.Unix(1, 0)) })()
-	c.conn.out = b.append(c.conn.out[:0], time.Now(), in.AppendJSON(nil))
-	r, err := c.conn.roundTrip()
+	body, err := c.send(ctx, b.append(nil, time.Now(), in.AppendJSON(nil)))
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", op, err)
 	}
-	if r.Status != 200 {
-		return nil, fmt.Errorf("%v: %w", op, newAnswerError(r))
+	return body, nil
+}
+
+// send sends one request. When the server has closed, or closes, the
+// connection, the next call makes another.
+func (c *Client) send(ctx context.Context, request []byte) ([]byte, error) {
+	if c.conn == nil || c.conn.c == nil {
+		return nil, errors.New("the client is closed")
+	}
+	c.conn.c.SetDeadline(time.Now().Add(callTimeout))
+	stop := context.AfterFunc(ctx, func() { c.conn.c.SetDeadline(time.Unix(1, 0)) })
+	r, err := c.conn.roundTrip(request)
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	if r.Close {
+		next, err := dial(ctx, c.target)
+		if err != nil {
+			return nil, err
+		}
+		c.conn.c.Close()
+		c.conn.c = next.c
+	}
+	if r.Status < 200 || r.Status > 299 {
+		return nil, newAnswerError(r)
 	}
 	return r.Body, nil
 }

@@ -24,6 +24,8 @@ type fake struct {
 	calls  [256]atomic.Uint64 // by operation
 	fail   func(op wire.Op) (status int, body string)
 
+	results string // of batch operations
+
 	mu   sync.Mutex
 	seen map[string]int // bodies of requests, guarded by mu
 }
@@ -42,7 +44,7 @@ func newFake(t *testing.T) *fake {
 		server.Serve(ln)
 	}()
 	t.Cleanup(func() { server.Shutdown(); <-done })
-	f.target = Target{ln.Addr().String(), "us-east-1", Credentials{"AKIAIOSFODNN7EXAMPLE", []byte("secret")}}
+	f.target = Target{Addr: ln.Addr().String(), Region: "us-east-1", Credentials: Credentials{"AKIAIOSFODNN7EXAMPLE", []byte("secret")}}
 	return f
 }
 
@@ -87,8 +89,22 @@ func (f *fake) serve(ctx *fasthttp.RequestCtx) {
 		answer = &wire.DecryptResponse{Plaintext: plain}
 	case wire.OpSign:
 		answer = &wire.SignResponse{KeyId: in.KeyId, Signature: make([]byte, 71)}
+	case wire.OpGenerateMac:
+		answer = &wire.GenerateMacResponse{KeyId: in.KeyId, Mac: make([]byte, 32)}
+	case wire.OpGenerateRandom:
+		answer = &wire.GenerateRandomResponse{Plaintext: make([]byte, 32)}
+	case wire.OpReEncrypt, wire.OpVerify, wire.OpVerifyMac, wire.OpDeriveSharedSecret, wire.OpGenerateDataKeyPair, wire.OpGetPublicKey,
+		wire.OpDescribeKey, wire.OpGenerateDataKeyWithoutPlaintext, wire.OpDisableKey, wire.OpEnableKey:
+		answer = &wire.VerifyResponse{KeyId: in.KeyId}
+	case wire.OpGenerateDataKeys:
+		ctx.SetBody(make([]byte, 200*DefaultShape.Batch))
+		return
+	case wire.OpBatchEncrypt, wire.OpBatchDecrypt, wire.OpBatchSign, wire.OpBatchVerify:
+		ctx.SetBodyString(`{"Results":[` + f.results + `]}`)
+		return
 	default:
-		ctx.Error(fmt.Sprintf("%v is not faked", op), 400)
+		ctx.SetContentType(contentType)
+		ctx.Error(`{"__type":"UnsupportedOperationException"}`, 400)
 		return
 	}
 	ctx.SetContentType(contentType)

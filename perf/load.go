@@ -9,17 +9,18 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
-
-	"keymill/daemon/wire"
 )
 
-// A Load is one closed-loop round: all connections ask for one operation, each
-// as fast as it is answered.
+// A Load is one round of requests.
 type Load struct {
-	Target Target
-	Op     wire.Op
-	Bodies Bodies
-	Conns  int
+	Target   Target
+	Workload *Workload
+	Conns    int
+
+	// Rate, when it is not 0, makes an open loop of so many requests a second
+	// over all connections. Otherwise each connection asks as fast as it is
+	// answered.
+	Rate float64
 
 	// Warmup is how long the load runs before anything is counted; Duration is
 	// how long it is measured.
@@ -27,14 +28,30 @@ type Load struct {
 
 	// Process is the server's, when it runs on this machine.
 	Process *Process
+
+	// Background, when it is not nil, runs at the same time. Its warm-up and
+	// duration are this load's, its process and background do not count.
+	Background *Load
 }
 
 // A Round is what one Load measured.
 type Round struct {
+	Workload *Workload
 	Conns    int
 	Elapsed  time.Duration // measured time
 	Requests uint64        // answered with 200 inside it
-	Latency  *hdrhistogram.Histogram
+	Parts    []PartRound   // of the workload's parts
+
+	// Latency is of the requests answered inside the measured time or, in an
+	// open loop, of those due inside it, whenever they were answered.
+	Latency *hdrhistogram.Histogram
+
+	// In an open loop: how many requests were due; how many of them were not
+	// sent because no connection was free before the end, and count in Latency
+	// with the time they had waited until then; and how late requests were sent
+	// although a connection waited to send them, which is the generator's fault.
+	Due, Unsent uint64
+	Lag         *hdrhistogram.Histogram
 
 	// Errors counts answers other than 200 and broken connections, from the
 	// first request of the warm-up on; FirstError is the first that any
@@ -42,16 +59,40 @@ type Round struct {
 	Errors     uint64
 	FirstError error
 
+	// Redials counts connections made anew because the server had closed one
+	// with an answer.
+	Redials uint64
+
 	// Processor time inside the measured time. Zero for the server when its
 	// process is not known.
 	ServerCPU, GeneratorCPU time.Duration
 
 	// RSS is the server's resident memory at the end.
 	RSS int64
+
+	Background *Round
+}
+
+// A PartRound is what concerns one part of the workload.
+type PartRound struct {
+	Requests uint64
+	Latency  *hdrhistogram.Histogram
 }
 
 // Rate is requests per second.
 func (r *Round) Rate() float64 { return float64(r.Requests) / r.Elapsed.Seconds() }
+
+// ItemRate is items per second, see [Part.Items].
+func (r *Round) ItemRate() float64 {
+	var items float64
+	for i, p := range r.Parts {
+		items += float64(p.Requests) * float64(r.Workload.Parts[i].Items)
+	}
+	return items / r.Elapsed.Seconds()
+}
+
+// OfferedRate is the rate of requests that were due; 0 in a closed loop.
+func (r *Round) OfferedRate() float64 { return float64(r.Due) / r.Elapsed.Seconds() }
 
 // CPUPerRequest is the server's processor time for one request.
 func (r *Round) CPUPerRequest() time.Duration { return perRequest(r.ServerCPU, r.Requests) }
@@ -72,13 +113,18 @@ func (r *Round) Quantile(q float64) time.Duration {
 }
 
 // Err is nil when every request of the round was answered with 200, and there
-// was one.
+// was one; and so for the load in the background.
 func (r *Round) Err() error {
 	if r.Errors > 0 {
 		return fmt.Errorf("%d errors beside %d answers; first: %w", r.Errors, r.Requests, r.FirstError)
 	}
 	if r.Requests == 0 {
 		return errors.New("no request was answered")
+	}
+	if r.Background != nil {
+		if err := r.Background.Err(); err != nil {
+			return fmt.Errorf("in the background: %w", err)
+		}
 	}
 	return nil
 }
@@ -92,40 +138,47 @@ const (
 
 	// grace is how long an answer may come late after the end.
 	grace = 10 * time.Second
+
+	// overtime is how long after the end a late request of an open loop is still
+	// sent: one that is no later than that was not held up by the server.
+	overtime = 20 * time.Millisecond
 )
 
 func newHistogram() *hdrhistogram.Histogram {
 	return hdrhistogram.New(int64(minLatency), int64(maxLatency), digits)
 }
 
+func record(h *hdrhistogram.Histogram, d time.Duration) {
+	h.RecordValue(int64(max(0, min(d, maxLatency))))
+}
+
 // Run runs the load and returns what it measured. Errors of the server are in
 // the round; the error returned means that the measurement itself could not be
 // made. When ctx ends early, its error is returned.
 func (l *Load) Run(ctx context.Context) (*Round, error) {
-	workers := make([]*worker, l.Conns)
-	for i := range workers {
-		c, err := dial(ctx, l.Target.Addr)
+	all, err := l.connect(ctx)
+	defer all.close()
+	if err != nil {
+		return nil, err
+	}
+	var others workers
+	if b := l.Background; b != nil {
+		others, err = b.connect(ctx)
+		defer others.close()
 		if err != nil {
-			return nil, fmt.Errorf("connection %d of %d: %w", i+1, l.Conns, err)
-		}
-		defer c.close()
-		workers[i] = &worker{
-			conn:    c,
-			builder: newBuilder(l.Target.Addr, l.Target.Region, targetOf(l.Op), l.Target.Credentials),
-			next:    l.Bodies(i),
-			latency: newHistogram(),
+			return nil, fmt.Errorf("in the background: %w", err)
 		}
 	}
 
 	// Workers compare the clock with start and end; the coordinator sleeps to
 	// the same moments and reads the meters.
-	start := time.Now().Add(l.Warmup)
+	began := time.Now()
+	start := began.Add(l.Warmup)
 	end := start.Add(l.Duration)
 	var group sync.WaitGroup
-	for _, w := range workers {
-		w.conn.c.SetDeadline(end.Add(grace))
-		defer context.AfterFunc(ctx, func() { w.conn.c.SetDeadline(time.Unix(1, 0)) })()
-		group.Go(func() { w.run(start, end) })
+	all.start(ctx, &group, l.pacer(began), start, end)
+	if b := l.Background; b != nil {
+		others.start(ctx, &group, b.pacer(began), start, end)
 	}
 	before, err1 := l.meter(ctx, start)
 	after, err2 := l.meter(ctx, end)
@@ -134,18 +187,93 @@ func (l *Load) Run(ctx context.Context) (*Round, error) {
 		return nil, err
 	}
 
-	r := &Round{
-		Conns:        l.Conns,
-		Elapsed:      l.Duration,
-		Latency:      newHistogram(),
-		ServerCPU:    after.server - before.server,
-		GeneratorCPU: after.generator - before.generator,
-		RSS:          after.rss,
-	}
-	for _, w := range workers {
-		w.addTo(r)
+	r := all.round(l, start, end)
+	r.ServerCPU = after.server - before.server
+	r.GeneratorCPU = after.generator - before.generator
+	r.RSS = after.rss
+	if b := l.Background; b != nil {
+		r.Background = others.round(b, start, end)
+		r.Background.Elapsed = l.Duration
 	}
 	return r, nil
+}
+
+// pacer is the schedule of an open loop that begins at began, nil for a closed
+// one.
+func (l *Load) pacer(began time.Time) *pacer {
+	if l.Rate == 0 {
+		return nil
+	}
+	return &pacer{begin: began, rate: l.Rate}
+}
+
+// workers are a load's connections.
+type workers []*worker
+
+// connect makes the connections. Those that it returns with an error are to be
+// closed too.
+func (l *Load) connect(ctx context.Context) (workers, error) {
+	all := make(workers, 0, l.Conns)
+	counts := make([]*counts, min(l.Conns, maxCounts))
+	for i := range counts {
+		counts[i] = newCounts(len(l.Workload.Parts), l.Rate > 0)
+	}
+	for i := range l.Conns {
+		c, err := dial(ctx, l.Target)
+		if err != nil {
+			return all, fmt.Errorf("connection %d of %d: %w", i+1, l.Conns, err)
+		}
+		w := &worker{conn: c, next: l.Workload.Requests(i), parts: l.Workload.Parts, counts: counts[i%len(counts)],
+			redial: func() (*conn, error) { return dial(ctx, l.Target) }}
+		all = append(all, w)
+		if w.clock, err = newAlarm(); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
+}
+
+func (all workers) close() {
+	for _, w := range all {
+		w.conn.close()
+		clear(w.out)
+		if w.forget != nil {
+			w.forget()
+		}
+		if w.clock != nil {
+			w.clock.close()
+		}
+	}
+}
+
+// start starts the workers in group.
+func (all workers) start(ctx context.Context, group *sync.WaitGroup, p *pacer, start, end time.Time) {
+	for _, w := range all {
+		w.pacer, w.start, w.end = p, start, end
+		w.deadline(ctx)
+		group.Go(func() { w.run(ctx) })
+	}
+}
+
+// round adds up what the workers, which have ended, counted.
+func (all workers) round(l *Load, start, end time.Time) *Round {
+	r := &Round{Workload: l.Workload, Conns: l.Conns, Elapsed: end.Sub(start), Latency: newHistogram(),
+		Parts: make([]PartRound, len(l.Workload.Parts))}
+	for i := range r.Parts {
+		r.Parts[i].Latency = newHistogram()
+	}
+	if l.Rate > 0 {
+		r.Lag = newHistogram()
+		r.Due = all[0].pacer.between(start, end)
+	}
+	seen := make(map[*counts]bool)
+	for _, w := range all {
+		if !seen[w.counts] {
+			seen[w.counts] = true
+			w.counts.addTo(r)
+		}
+	}
+	return r
 }
 
 // A reading is the meters at one moment.
@@ -171,60 +299,4 @@ func (l *Load) meter(ctx context.Context, at time.Time) (r reading, err error) {
 	}
 	r.rss, err = l.Process.RSS()
 	return r, err
-}
-
-// A worker is one connection's loop; it belongs to one goroutine until that
-// ends.
-type worker struct {
-	conn    *conn
-	builder *builder
-	next    Body
-	body    []byte
-
-	requests uint64
-	latency  *hdrhistogram.Histogram
-	errors   uint64
-	first    error
-}
-
-// run asks and is answered until end.
-func (w *worker) run(start, end time.Time) {
-	for now := time.Now(); now.Before(end); {
-		w.body = w.next(w.body[:0])
-		w.conn.out = w.builder.append(w.conn.out[:0], now, w.body)
-		answer, err := w.conn.roundTrip()
-		then := time.Now()
-		switch {
-		case err != nil:
-			w.failed(err)
-			return
-		case answer.Status != 200:
-			w.failed(newAnswerError(answer))
-		case !then.Before(start) && then.Before(end):
-			w.requests++
-			w.latency.RecordValue(int64(min(then.Sub(now), maxLatency)))
-		}
-		if answer.Close {
-			w.failed(errors.New("the server closed the connection"))
-			return
-		}
-		now = then
-	}
-}
-
-func (w *worker) failed(err error) {
-	w.errors++
-	if w.first == nil {
-		w.first = err
-	}
-}
-
-// addTo adds what the worker counted to r.
-func (w *worker) addTo(r *Round) {
-	r.Requests += w.requests
-	r.Errors += w.errors
-	if r.FirstError == nil {
-		r.FirstError = w.first
-	}
-	r.Latency.Merge(w.latency)
 }

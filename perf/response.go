@@ -15,10 +15,11 @@ const (
 // A Response is an HTTP answer, or what of one is there.
 type Response struct {
 	Status int
-	Body   []byte // a view on the bytes that were parsed; nil until complete
+	Body   []byte // a view on the bytes that were parsed, unless it came in chunks; nil until complete
 	Close  bool   // the server closes the connection after it
 
-	// Len is the length of the whole answer, 0 while its head is incomplete.
+	// Len is the length of the whole answer, 0 while that is not known: while
+	// its head is incomplete, or its chunks are.
 	// The answer is complete once that many bytes are there.
 	Len int
 }
@@ -31,9 +32,9 @@ var errHead = errors.New("answer's head is not HTTP/1.1")
 // ParseResponse parses the HTTP/1.1 answer to a POST at the beginning of b.
 // While b holds only a part of it, that is no error, see [Response.Len].
 //
-// It takes what servers of this API send and refuses the rest: bodies are
-// counted by one Content-Length (none is needed with 204), no transfer coding,
-// no interim answers, no folded header lines.
+// It takes what servers of these APIs send and refuses the rest: bodies are
+// counted by one Content-Length (none is needed with 204) or come in chunks, no
+// other transfer coding, no interim answers, no folded header lines.
 func ParseResponse(b []byte) (Response, error) {
 	var r Response
 	end := bytes.Index(b, []byte("\r\n\r\n"))
@@ -57,7 +58,7 @@ func ParseResponse(b []byte) (Response, error) {
 	if status < 200 {
 		return r, fmt.Errorf("interim answer %d, which nobody asked for", status)
 	}
-	length := -1
+	length, chunked := -1, false
 	for len(rest) > 0 {
 		line, rest, _ = bytes.Cut(rest, []byte("\r\n"))
 		name, value, found := bytes.Cut(line, []byte(":"))
@@ -75,12 +76,26 @@ func ParseResponse(b []byte) (Response, error) {
 			}
 			length = n
 		case equalFold(name, "transfer-encoding"):
-			return Response{}, fmt.Errorf("answer with Transfer-Encoding %.20q; only Content-Length is taken", value)
+			if chunked || !equalFold(bytes.Trim(value, " \t"), "chunked") {
+				return Response{}, fmt.Errorf("answer with Transfer-Encoding %.20q; only chunked is taken", value)
+			}
+			chunked = true
 		case equalFold(name, "connection"):
 			r.Close = r.Close || equalFold(bytes.Trim(value, " \t"), "close")
 		}
 	}
 	switch {
+	case chunked && (length >= 0 || status == 204 || status == 304):
+		return Response{}, errors.New("answer in chunks that may not be")
+	case chunked:
+		body, n, err := parseChunked(b[end+4:])
+		if err != nil {
+			return Response{}, err
+		}
+		if n > 0 {
+			r.Status, r.Body, r.Len = status, body, end+4+n
+		}
+		return r, nil
 	case status == 204 || status == 304:
 		length = 0
 	case length < 0:

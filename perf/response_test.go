@@ -25,7 +25,15 @@ func TestParseResponse(t *testing.T) {
 		{"negative length", "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", 0, "", false, "Content-Length"},
 		{"huge length", "HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", 0, "", false, "at most"},
 		{"overlong length", "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", 0, "", false, "at most"},
-		{"chunked", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0, "", false, "Transfer-Encoding"},
+		{"chunked and a length", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 0, "", false, "may not be"},
+		{"chunked without content", "HTTP/1.1 204 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 0, "", false, "may not be"},
+		{"another coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n", 0, "", false, "Transfer-Encoding"},
+		{"chunk extension", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;a\r\nx\r\n0\r\n\r\n", 0, "", false, "chunks"},
+		{"trailer", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\n\r\n", 0, "", false, "chunks"},
+		{"chunk longer than said", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n0\r\n\r\n", 0, "", false, "chunks"},
+		{"huge chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7fffffff\r\nxy", 0, "", false, "chunks"},
+		{"overlong chunk size", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0000000001\r\nx\r\n", 0, "", false, "chunks"},
+		{"negative chunk", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", 0, "", false, "chunks"},
 		{"interim", "HTTP/1.1 100 Continue\r\n\r\n", 0, "", false, "interim"},
 		{"old", "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", 0, "", false, "not HTTP/1.1"},
 		{"other protocol", "SSH-2.0-OpenSSH_9.2\r\n\r\n", 0, "", false, "not HTTP/1.1"},
@@ -61,5 +69,24 @@ func TestParseResponse(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestParseChunks(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n"
+	for in, want := range map[string]string{
+		"0\r\n\r\n":            "",
+		"2\r\n{}\r\n0\r\n\r\n": "{}",
+		"3\r\n{\r\n\r\n00A\r\n0123456789\r\n0\r\n\r\n": "{\r\n0123456789",
+	} {
+		r, err := ParseResponse([]byte(head + in + "next"))
+		if err != nil || r.Status != 200 || string(r.Body) != want || r.Len != len(head+in) {
+			t.Errorf("%q: %d %q, length %d, %v", in, r.Status, r.Body, r.Len, err)
+		}
+		for n := range len(head + in) {
+			if r, err := ParseResponse([]byte(head + in)[:n]); err != nil || r.Len != 0 || r.Complete(n) {
+				t.Errorf("%q: of %d bytes: %+v, %v", in, n, r, err)
+			}
+		}
 	}
 }

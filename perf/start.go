@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +44,7 @@ type KeymillOptions struct {
 	Dir    string   // data directory, which keymill makes when it is missing
 	Region string   // "" is us-east-1
 	Flags  []string // further flags of keymill serve
+	TLS    *Pair    // nil is plain HTTP
 }
 
 // StartKeymill starts a keymill without quotas on free ports of the loopback
@@ -58,11 +60,17 @@ func StartKeymill(ctx context.Context, o KeymillOptions) (*Server, error) {
 	}
 	args := append([]string{"serve", "--listen", listen, "--admin-listen", admin, "--data", o.Dir,
 		"--region", o.Region, "--quota-profile", "none"}, o.Flags...)
+	if o.TLS != nil {
+		args = append(args, "--tls-cert", o.TLS.CertFile, "--tls-key", o.TLS.KeyFile)
+	}
 	s, err := start(exec.Command(o.Binary, args...))
 	if err != nil {
 		return nil, err
 	}
 	s.Target = Target{Addr: listen, Region: o.Region}
+	if o.TLS != nil {
+		s.Target.TLS = o.TLS.Client
+	}
 	err = s.awaitReady(ctx, "http://"+admin+"/readyz")
 	if err == nil {
 		s.Target.Credentials, err = ReadCredentials(filepath.Join(o.Dir, "credentials"))
@@ -76,8 +84,9 @@ func StartKeymill(ctx context.Context, o KeymillOptions) (*Server, error) {
 
 // StartBare starts a bare server, see [ServeBare], in a process of its own: cmd
 // is a command that serves on a port it chooses and prints HOST:PORT as its
-// first line on standard output. The caller stops it.
-func StartBare(ctx context.Context, cmd *exec.Cmd) (*Server, error) {
+// first line on standard output. clientTLS is how it is reached, nil when in
+// plain HTTP. The caller stops it.
+func StartBare(ctx context.Context, cmd *exec.Cmd, clientTLS *tls.Config) (*Server, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -97,7 +106,7 @@ func StartBare(ctx context.Context, cmd *exec.Cmd) (*Server, error) {
 		s.Stop()
 		return nil, fmt.Errorf("%s printed no address: %w%s", cmd.Path, errors.Join(err, ctx.Err()), s.output)
 	}
-	s.Target = Target{Addr: strings.TrimSpace(line), Region: "us-east-1",
+	s.Target = Target{Addr: strings.TrimSpace(line), TLS: clientTLS, Region: "us-east-1",
 		Credentials: Credentials{AccessKeyID: "AKIAIOSFODNN7EXAMPLE", Secret: []byte("of no account")}}
 	return s, nil
 }

@@ -2,6 +2,7 @@ package perf
 
 import (
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -23,7 +24,11 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		fmt.Println(ln.Addr())
-		ServeBare(ln, 417)
+		var pair *Pair
+		if dir := os.Getenv("PERF_TEST_PAIR"); dir != "" {
+			pair = &Pair{CertFile: filepath.Join(dir, "tls-cert.pem"), KeyFile: filepath.Join(dir, "tls-key.pem")}
+		}
+		ServeBare(ln, 417, pair)
 	case "keymill":
 		fmt.Fprintln(os.Stderr, serveAsKeymill(os.Args[1:]))
 	case "broken":
@@ -38,49 +43,71 @@ func child(kind string) *exec.Cmd {
 	return cmd
 }
 
-func TestCompareWithBare(t *testing.T) {
-	bare, err := StartBare(t.Context(), child("bare"))
+func TestAlternateWithBare(t *testing.T) {
+	bare, err := StartBare(t.Context(), child("bare"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer bare.Stop()
 
 	f := newFake(t)
-	server := &Server{Target: f.target, Process: &Process{os.Getpid()}}
-	op, _ := OperationByName("GenerateDataKey")
-	bodies := f.load(t, op, 1).Bodies
-	if size, err := AnswerSize(t.Context(), bare.Target, op, bodies); err != nil || size != 417 {
-		t.Fatalf("bare server's answer has %d bytes, %v; want 417", size, err)
+	l := f.load(t, "GenerateDataKey", 2)
+	if l.Workload.AnswerSize < 250 {
+		t.Fatalf("the fake's answer has %d bytes", l.Workload.AnswerSize)
 	}
-	if size, err := AnswerSize(t.Context(), f.target, op, bodies); err != nil || size < 250 {
-		t.Fatalf("the fake's answer has %d bytes, %v", size, err)
-	}
+	plain := *l
+	plain.Target, plain.Process = bare.Target, bare.Process
+	subjects := []Subject{{Name: "bare", Load: plain, Ended: bare.Ended}, {Name: "fake", Load: *l}}
 	var order []string
-	c, err := Compare(t.Context(), server, bare, op, bodies, 2, Settings{Rounds: 2, Duration: time.Second,
-		Progress: func(s string) { order = append(order, s[strings.LastIndex(s, ": ")+2:]) }})
+	s := Settings{Rounds: 2, Duration: time.Second, Progress: func(s string) { order = append(order, s) }}
+	rounds, err := Alternate(t.Context(), "title", subjects, s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := strings.Join(order, ", "), "bare server, server, server, bare server"; got != want {
+	if got, want := strings.Join(order, "; "), "title: bare, round 1 of 2; title: fake, round 1 of 2; title: fake, round 2 of 2; title: bare, round 2 of 2"; got != want {
 		t.Errorf("order of rounds is %s; want %s", got, want)
 	}
-	var table bytes.Buffer
-	if err := WriteTable(&table, []*Comparison{c}); err != nil {
-		t.Fatal(err)
+	m := Measurement{Workload: "GenerateDataKey", Connections: 2}
+	for i := range subjects {
+		m.Series = append(m.Series, NewSeries(subjects[i].Name, rounds[i]))
 	}
-	lines := strings.Split(strings.TrimSpace(table.String()), "\n")
-	if len(lines) != 3 || !strings.Contains(lines[1], "bare") || !strings.Contains(lines[2], "keymill") {
-		t.Errorf("table is\n%s", &table)
+	m.Series[0].Bare = true
+	if r := m.Ratios(); len(r) != 2 || len(r[0].Values) != 2 || r[0].Values[0] <= 0 {
+		t.Errorf("ratios are %v", r)
 	}
 
 	// A failure of either server says which.
-	f.fail = nil
 	bare.Stop()
 	if _, ended := bare.Ended(); !ended {
 		t.Error("bare server has not ended")
 	}
-	if _, err := Compare(t.Context(), server, bare, op, bodies, 2, Settings{Rounds: 1, Duration: time.Millisecond}); err == nil || !strings.Contains(err.Error(), "bare server: connection 1 of 2") {
-		t.Errorf("comparison with a server that is gone: %v", err)
+	s.Duration = time.Millisecond
+	if _, err := Alternate(t.Context(), "title", subjects, s); err == nil || !strings.Contains(err.Error(), "bare: connection 1 of 2") || !strings.Contains(err.Error(), "the server has ended") {
+		t.Errorf("a server that is gone: %v", err)
+	}
+}
+
+func TestBareOverTLS(t *testing.T) {
+	dir := t.TempDir()
+	pair, err := NewPair(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := child("bare")
+	cmd.Env = append(cmd.Env, "PERF_TEST_PAIR="+dir)
+	bare, err := StartBare(t.Context(), cmd, pair.Client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bare.Stop()
+	r := run(t, &Load{Target: bare.Target, Workload: plain(), Conns: 2, Duration: 50 * time.Millisecond}, func(r *Round) bool { return r.Requests >= 10 })
+	if err := r.Err(); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody else's certificate will do.
+	bare.Target.TLS = &tls.Config{ServerName: "127.0.0.1"}
+	if _, err := (&Load{Target: bare.Target, Workload: plain(), Conns: 1, Duration: time.Millisecond}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "TLS with 127.0.0.1") {
+		t.Errorf("a certificate from an unknown authority: %v", err)
 	}
 }
 
@@ -96,13 +123,8 @@ func TestStartKeymill(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Stop()
-	c, err := Dial(t.Context(), s.Target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	op, _ := OperationByName("Decrypt")
-	if _, err := op.Prepare(t.Context(), c); err != nil {
+	op, _ := ParseOperation("Decrypt")
+	if _, err := (AWS{}).Prepare(t.Context(), s.Target, Single(op), DefaultShape, 1); err != nil {
 		t.Error(err)
 	}
 	if cpu, err := s.Process.CPU(); err != nil || cpu <= 0 {
@@ -118,7 +140,7 @@ func TestStartKeymill(t *testing.T) {
 }
 
 func TestStartFailures(t *testing.T) {
-	if _, err := StartBare(t.Context(), child("broken")); err == nil || !strings.Contains(err.Error(), "no store here") {
+	if _, err := StartBare(t.Context(), child("broken"), nil); err == nil || !strings.Contains(err.Error(), "no store here") {
 		t.Errorf("a bare server that says nothing: %v", err)
 	}
 	script := filepath.Join(t.TempDir(), "keymill")
@@ -151,12 +173,9 @@ func TestFigures(t *testing.T) {
 }
 
 func TestRatioIsOfNeighbours(t *testing.T) {
-	round := func(n uint64) *Round {
-		return &Round{Requests: n, Elapsed: time.Second, Latency: newHistogram()}
-	}
 	// The machine slowed down by half after the first pair.
-	c := &Comparison{Bare: []*Round{round(1000), round(500), round(500)}, Rounds: []*Round{round(500), round(250), round(250)}}
-	if got, want := c.Ratio(rate), (Figure{0.5, 0.5, 0.5}); got != want {
+	got := FigureOf(ratios([]float64{500, 250, 250}, []float64{1000, 500, 500}))
+	if want := (Figure{0.5, 0.5, 0.5}); got != want {
 		t.Errorf("ratio is %v, want %v", got, want)
 	}
 }
