@@ -34,6 +34,9 @@ const (
 	// Overhead is how much longer a blob of the local scheme is than its
 	// plaintext.
 	Overhead = headerSize + nonceSize + tagSize
+
+	// HeaderSize is how many first bytes all blobs of one key version share.
+	HeaderSize = headerSize
 )
 
 // A Scheme says how the body of a blob was made.

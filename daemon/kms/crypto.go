@@ -47,6 +47,8 @@ func incompatible(alg engine.Algorithm, v *keyView) error {
 	return wire.NewError(wire.InvalidKeyUsageException, "Algorithm %s is incompatible with key spec %s.", alg, v.spec)
 }
 
+var errIncorrectKey = wire.NewError(wire.IncorrectKeyException, "The key ID in the request does not identify a CMK that can perform this operation.")
+
 // seal encrypts plaintext under v. The result is in op.Out.
 func (x *exchange) seal(v *keyView, op *engine.Op, alg engine.Algorithm, plaintext, aad []byte) error {
 	if alg != engine.AlgSymmetric && len(aad) > 0 {
@@ -64,7 +66,7 @@ func (x *exchange) seal(v *keyView, op *engine.Op, alg engine.Algorithm, plainte
 func (x *exchange) open(v *keyView, op *engine.Op, alg engine.Algorithm, ciphertext, aad []byte) error {
 	if alg == engine.AlgSymmetric {
 		if h, err := engine.ParseBlob(ciphertext); err == nil && h.KeyID != v.id {
-			return wire.NewError(wire.IncorrectKeyException, "The key ID in the request does not identify a CMK that can perform this operation.")
+			return errIncorrectKey
 		}
 	} else if len(aad) > 0 {
 		return invalid("EncryptionContext is not supported with algorithm %s: it can only be used with symmetric encryption keys.", alg)

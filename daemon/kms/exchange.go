@@ -55,7 +55,8 @@ type exchange struct {
 	secret []byte
 	blob   []byte
 
-	out []byte // the answer's body
+	out  []byte      // the answer's body
+	bulk *bulkAnswer // the answer's body instead of out, of a bulk operation
 }
 
 // Scratch that one large request grew past this size is not kept for the next.

@@ -67,13 +67,21 @@ func (x *exchange) work() (err error) {
 		if x.key, err = x.row.key(x); err != nil {
 			return err
 		}
-		if x.row.quota == keyQuota {
-			if err := x.admit(keyClass(x.key.spec)); err != nil {
+		// A batch of ciphertexts may name no key; then each item is judged.
+		if x.key != nil {
+			if x.row.quota == keyQuota {
+				if err := x.admit(keyClass(x.key.spec)); err != nil {
+					return err
+				}
+			}
+			if err := x.judge(x.key, x.row.permission(x.in)); err != nil {
 				return err
 			}
-		}
-		if err := x.judge(x.key, x.row.action); err != nil {
-			return err
+		} else if x.row.quota == keyQuota {
+			if err := x.admit(quota.Symmetric); err != nil {
+				return err
+			}
+			x.units = 1 // of each item, on its key
 		}
 	}
 	if err := x.row.run(x); err != nil {
@@ -296,6 +304,14 @@ func (x *exchange) answer(err error) {
 	resp.SetStatusCode(status)
 	resp.Header.SetContentType(wire.ContentType)
 	resp.Header.SetBytesV("x-amzn-RequestId", x.id[:])
+	if b := x.bulk; b != nil {
+		x.bulk = nil
+		if err == nil {
+			b.send(resp)
+			return
+		}
+		_ = b.Close()
+	}
 	// The connection gets this buffer and gives one in exchange: no copy. What it
 	// gives may have been the body of an earlier answer.
 	x.out = resp.SwapBody(x.out)

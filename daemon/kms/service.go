@@ -66,6 +66,7 @@ type Service struct {
 
 	keyRoom   keyRoom
 	exchanges sync.Pool // of *exchange
+	bulk      bulkState
 }
 
 // New returns a Service on an open store.

@@ -12,6 +12,9 @@ type operation struct {
 	// action is the permission that the key must give, without "kms:"; for most
 	// operations their own name.
 	action string
+	// actionOf is for operations whose permission depends on the input; nil is
+	// action.
+	actionOf func(in wire.Input) string
 	// key finds the operation's KMS key; nil for operations without one, and for
 	// those that name several and find them themselves.
 	key func(x *exchange) (*keyView, error)
@@ -20,11 +23,11 @@ type operation struct {
 	// quota says which of the account's request quotas a request counts in; without
 	// a word it is the operation's own.
 	quota quotaRule
+	// usage is the only key usage that the operation works on; 0 is any.
+	usage engine.Usage
 	// units says how many operations of AWS KMS the request counts for in quotas;
 	// nil is one.
 	units func(in wire.Input) int64
-	// usage is the only key usage that the operation works on; 0 is any.
-	usage engine.Usage
 	// run does the work and puts the answer's body into x.out; nil for operations
 	// that this version answers with UnsupportedOperationException.
 	run func(x *exchange) error
@@ -33,6 +36,10 @@ type operation struct {
 // operations is indexed by wire.Op; rows that are not written out below exist in
 // the service model and are not available yet.
 var operations = table([]operation{
+	{op: wire.OpBatchDecrypt, action: "Decrypt", key: batchDecryptionKey, states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, units: items(func(in *wire.BatchDecryptRequest) int { return len(in.Items) }), run: with(batchDecrypt)},
+	{op: wire.OpBatchEncrypt, action: "Encrypt", key: byAlias(func(in *wire.BatchEncryptRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, units: items(func(in *wire.BatchEncryptRequest) int { return len(in.Items) }), run: with(batchEncrypt)},
+	{op: wire.OpBatchSign, action: "Sign", key: byAlias(func(in *wire.BatchSignRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, units: items(func(in *wire.BatchSignRequest) int { return len(in.Items) }), run: with(batchSign)},
+	{op: wire.OpBatchVerify, action: "Verify", key: byAlias(func(in *wire.BatchVerifyRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, units: items(func(in *wire.BatchVerifyRequest) int { return len(in.Items) }), run: with(batchVerify)},
 	{op: wire.OpCancelKeyDeletion, key: byKey(func(in *wire.CancelKeyDeletionRequest) string { return in.KeyId }), states: deletionCancel, run: with(cancelKeyDeletion)},
 	{op: wire.OpCreateAlias, states: description, run: with(createAlias)},
 	{op: wire.OpCreateKey, run: with(createKey)},
@@ -46,6 +53,7 @@ var operations = table([]operation{
 	{op: wire.OpGenerateDataKey, key: byAlias(func(in *wire.GenerateDataKeyRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKey)},
 	{op: wire.OpGenerateDataKeyPair, key: byAlias(func(in *wire.GenerateDataKeyPairRequest) string { return in.KeyId }), states: cryptography, quota: pairQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyPair)},
 	{op: wire.OpGenerateDataKeyPairWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyPairWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, quota: pairQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyPairWithoutPlaintext)},
+	{op: wire.OpGenerateDataKeys, actionOf: generateDataKeysAction, key: byAlias(func(in *wire.GenerateDataKeysRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, units: items(dataKeyUnits), run: with(generateDataKeys)},
 	{op: wire.OpGenerateDataKeyWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyWithoutPlaintext)},
 	{op: wire.OpGenerateMac, key: byAlias(func(in *wire.GenerateMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(generateMac)},
 	{op: wire.OpGenerateRandom, quota: symmetricQuota, run: with(generateRandom)},
@@ -83,6 +91,19 @@ func table(rows []operation) (t [wire.NumOps + 1]operation) {
 	return t
 }
 
+// permission returns the permission that the key must give.
+func (r *operation) permission(in wire.Input) string {
+	if r.actionOf != nil {
+		return r.actionOf(in)
+	}
+	return r.action
+}
+
+// items makes a units function of one that counts an input's items.
+func items[I any](count func(in *I) int) func(wire.Input) int64 {
+	return func(in wire.Input) int64 { return max(1, int64(count(any(in).(*I)))) }
+}
+
 // with gives an operation's function its decoded input.
 func with[I any](f func(x *exchange, in *I) error) func(*exchange) error {
 	return func(x *exchange) error { return f(x, any(x.in).(*I)) }
@@ -108,6 +129,14 @@ type commonFields struct {
 
 func common(in wire.Input) commonFields {
 	switch in := in.(type) {
+	case *wire.BatchDecryptRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.BatchEncryptRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.BatchSignRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.BatchVerifyRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.CreateGrantRequest:
 		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.DecryptRequest:
@@ -123,6 +152,8 @@ func common(in wire.Input) commonFields {
 	case *wire.GenerateDataKeyPairRequest:
 		return commonFields{recipient: in.Recipient, grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.GenerateDataKeyPairWithoutPlaintextRequest:
+		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+	case *wire.GenerateDataKeysRequest:
 		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.GenerateDataKeyWithoutPlaintextRequest:
 		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}

@@ -232,13 +232,13 @@ func (r *BatchSignResponse) AppendJSON(dst []byte) []byte {
 		dst = append(dst, `"KeyId":`...)
 		dst = append(appendString(dst, r.KeyId), ',')
 	}
-	if r.Results != nil {
-		dst = append(dst, `"Results":`...)
-		dst = append(appendList(dst, r.Results), ',')
-	}
 	if r.SigningAlgorithm != "" {
 		dst = append(dst, `"SigningAlgorithm":`...)
 		dst = append(appendString(dst, r.SigningAlgorithm), ',')
+	}
+	if r.Results != nil {
+		dst = append(dst, `"Results":`...)
+		dst = append(appendList(dst, r.Results), ',')
 	}
 	return closeObject(dst)
 }
@@ -316,13 +316,13 @@ func (r *BatchVerifyResponse) AppendJSON(dst []byte) []byte {
 		dst = append(dst, `"KeyId":`...)
 		dst = append(appendString(dst, r.KeyId), ',')
 	}
-	if r.Results != nil {
-		dst = append(dst, `"Results":`...)
-		dst = append(appendList(dst, r.Results), ',')
-	}
 	if r.SigningAlgorithm != "" {
 		dst = append(dst, `"SigningAlgorithm":`...)
 		dst = append(appendString(dst, r.SigningAlgorithm), ',')
+	}
+	if r.Results != nil {
+		dst = append(dst, `"Results":`...)
+		dst = append(appendList(dst, r.Results), ',')
 	}
 	return closeObject(dst)
 }
@@ -409,10 +409,6 @@ func (r *GenerateDataKeysRequest) AppendJSON(dst []byte) []byte {
 // AppendJSON appends r as a JSON object.
 func (r *GenerateDataKeysResponse) AppendJSON(dst []byte) []byte {
 	dst = append(dst, '{')
-	if r.DataKeys != nil {
-		dst = append(dst, `"DataKeys":`...)
-		dst = append(appendList(dst, r.DataKeys), ',')
-	}
 	if r.KeyId != "" {
 		dst = append(dst, `"KeyId":`...)
 		dst = append(appendString(dst, r.KeyId), ',')
@@ -420,6 +416,10 @@ func (r *GenerateDataKeysResponse) AppendJSON(dst []byte) []byte {
 	if r.KeyMaterialId != "" {
 		dst = append(dst, `"KeyMaterialId":`...)
 		dst = append(appendString(dst, r.KeyMaterialId), ',')
+	}
+	if r.DataKeys != nil {
+		dst = append(dst, `"DataKeys":`...)
+		dst = append(appendList(dst, r.DataKeys), ',')
 	}
 	return closeObject(dst)
 }

@@ -172,8 +172,8 @@ func (r *BatchSignRequest) Reset() { *r = BatchSignRequest{} }
 // BatchSignResponse is the output of BatchSign.
 type BatchSignResponse struct {
 	KeyId            string
-	Results          []BatchSignResult
 	SigningAlgorithm string
+	Results          []BatchSignResult
 }
 
 // BatchSignResult is a structure of responses.
@@ -233,8 +233,8 @@ func (r *BatchVerifyRequest) Reset() { *r = BatchVerifyRequest{} }
 // BatchVerifyResponse is the output of BatchVerify.
 type BatchVerifyResponse struct {
 	KeyId            string
-	Results          []BatchVerifyResult
 	SigningAlgorithm string
+	Results          []BatchVerifyResult
 }
 
 // BatchVerifyResult is a structure of responses.
@@ -285,7 +285,7 @@ func (r *GenerateDataKeysRequest) Reset() { *r = GenerateDataKeysRequest{} }
 
 // GenerateDataKeysResponse is the output of GenerateDataKeys.
 type GenerateDataKeysResponse struct {
-	DataKeys      []BulkDataKey
 	KeyId         string
 	KeyMaterialId string
+	DataKeys      []BulkDataKey
 }
