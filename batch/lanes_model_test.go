@@ -127,25 +127,23 @@ func TestLanesEveryOrder(t *testing.T) {
 		o           LaneOptions
 		submitters  int
 		jobs        int // of each submitter
-		spin        int
 		closer      bool
 		panics      bool // each submitter's first job does
 		preemptions int
 	}{
-		{"two", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 2, 1, 0, false, false, everyOrder},
-		{"two, spinning", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 2, 1, 1, false, false, everyOrder},
-		{"two, twice each", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 2, 2, 0, false, false, 5},
-		{"two and close", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 2, 1, 0, true, false, 3},
-		{"one and close", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 1, 2, 0, true, false, 5},
-		{"two lanes", LaneOptions{Lanes: 2, Queue: 1, Batch: 2, Turns: 1}, 2, 2, 0, false, false, 4},
-		{"three", LaneOptions{Lanes: 1, Queue: 3, Batch: 3, Turns: 1}, 3, 1, 0, false, false, 3},
-		{"three, batches of one", LaneOptions{Lanes: 1, Queue: 3, Batch: 1, Turns: 1}, 3, 1, 0, false, false, 3},
-		{"three, room for one", LaneOptions{Lanes: 1, Queue: 1, Batch: 2, Turns: 1}, 3, 1, 0, false, false, 3},
-		{"three, twice each", LaneOptions{Lanes: 1, Queue: 3, Batch: 2, Turns: 1}, 3, 2, 0, false, false, 2},
-		{"three, panics", LaneOptions{Lanes: 1, Queue: 3, Batch: 3, Turns: 1}, 3, 1, 0, false, true, 2},
-		{"three and close", LaneOptions{Lanes: 1, Queue: 3, Batch: 2, Turns: 1}, 3, 1, 0, true, false, 2},
-		{"four", LaneOptions{Lanes: 1, Queue: 4, Batch: 2, Turns: 1}, 4, 1, 0, false, false, 2},
-		{"three on two lanes and close", LaneOptions{Lanes: 2, Queue: 2, Batch: 2, Turns: 1}, 3, 1, 0, true, false, 2},
+		{"two", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 2, 1, false, false, everyOrder},
+		{"two, twice each", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 2, 2, false, false, 5},
+		{"two and close", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 2, 1, true, false, 3},
+		{"one and close", LaneOptions{Lanes: 1, Queue: 2, Batch: 2, Turns: 1}, 1, 2, true, false, 5},
+		{"two lanes", LaneOptions{Lanes: 2, Queue: 1, Batch: 2, Turns: 1}, 2, 2, false, false, 4},
+		{"three", LaneOptions{Lanes: 1, Queue: 3, Batch: 3, Turns: 1}, 3, 1, false, false, 3},
+		{"three, batches of one", LaneOptions{Lanes: 1, Queue: 3, Batch: 1, Turns: 1}, 3, 1, false, false, 3},
+		{"three, room for one", LaneOptions{Lanes: 1, Queue: 1, Batch: 2, Turns: 1}, 3, 1, false, false, 3},
+		{"three, twice each", LaneOptions{Lanes: 1, Queue: 3, Batch: 2, Turns: 1}, 3, 2, false, false, 2},
+		{"three, panics", LaneOptions{Lanes: 1, Queue: 3, Batch: 3, Turns: 1}, 3, 1, false, true, 2},
+		{"three and close", LaneOptions{Lanes: 1, Queue: 3, Batch: 2, Turns: 1}, 3, 1, true, false, 2},
+		{"four", LaneOptions{Lanes: 1, Queue: 4, Batch: 2, Turns: 1}, 4, 1, false, false, 2},
+		{"three on two lanes and close", LaneOptions{Lanes: 2, Queue: 2, Batch: 2, Turns: 1}, 3, 1, true, false, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			full, stopped, together, handed := 0, 0, 0, 0
@@ -173,7 +171,7 @@ func TestLanesEveryOrder(t *testing.T) {
 						}
 					}
 				})
-				l.step, l.spin = w.step, c.spin
+				l.step = w.step
 				l.pick = func() uint32 { return uint32(w.current) }
 				closed := false
 				var bodies []func()
