@@ -14,10 +14,13 @@
 // # What wins
 //
 // Measured on a 2-core virtual machine (AMD EPYC, Linux 6.18, Go 1.26.8) shared
-// with other work; medians of three runs, of which only the ratios within a
-// line count. Thousands of jobs a second, and processor time for each job in us:
+// with other work, in a session of its own that the kernel prefers to the others
+// (-20 in /proc/self/autogroup); medians of three runs, of which only the ratios
+// within a line count. Thousands of jobs a second, and processor time for each
+// job in us:
 //
-//	go test ./batch -run '^$' -bench HandOver -benchtime 20000x -count 3
+//	go test ./batch -run '^$' -bench 'HandOver/(1us|shared1us)' -benchtime 60000x -count 3
+//	go test ./batch -run '^$' -bench 'HandOver/(25us|shared20us)' -benchtime 8000x -count 3
 //
 //	job            submitters   call        channel     gate        combining   pinned workers
 //	1 us                    1    924  1.06   528  2.06   871  1.15   910  1.09    13 66
@@ -84,7 +87,8 @@
 // never does anything light, so it tells the two apart.
 //
 // With the collector running 75 times a second (GOGC=20 and 16 KiB of garbage
-// for each light job), the pauses for it, from the request to stop to going on:
+// for each light job), the pauses for it, from the request to stop to going on,
+// in one run:
 //
 //	heavy jobs of 5 ms run by     light p50    p99    pause p50    max   heavy/s
 //	nobody                               91    9110          29   2621         0
@@ -96,9 +100,10 @@
 //	2 workers, SCHED_IDLE               118  174126         328  20972       148
 //
 // A worker in Go code has to reach a safe point before the world stops. At a low
-// priority it may first have to wait for a processor, and everybody with it; on a
-// machine busy with other processes SCHED_IDLE and nice 19 brought pauses of
-// 50 to 80 ms. So the recommended default is what [Plan] and the zero
+// priority it may first have to wait for a processor, and everybody with it. In a
+// run without preference on the same machine, busy with other processes, light
+// p99 was 72 ms beside 2 normal workers, 10 ms when they were bound, 518 ms at
+// nice 19 and 1.2 s at SCHED_IDLE. So the recommended default is what [Plan] and the zero
 // HeavyOptions say: as many workers as cores (so that heavy work alone gets the
 // whole machine), GOMAXPROCS of cores plus workers, normal priority. Binding
 // the workers to processors changes nothing that shows on a quiet machine, and
