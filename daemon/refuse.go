@@ -23,7 +23,7 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 	)
 	switch {
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		e = wire.NewError(wire.RequestEntityTooLarge, "The request body is larger than %d bytes.", wire.MaxBody)
+		e = tooLarge(&ctx.Request.Header)
 		discard(ctx.Conn())
 	case errors.As(err, &small):
 		e = wire.NewError(wire.MalformedHttpRequestException, "The request headers are larger than %d bytes.", maxHeader)
@@ -33,6 +33,7 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error) {
 	default:
 		e = wire.ErrorText(wire.MalformedHttpRequestException, "The request is not valid HTTP.")
 	}
+	s.bodies.release(&ctx.Request)
 	id := uuid.NewString()
 	s.log.Debug("request refused", "request_id", id, "code", e.Code, "err", err)
 	ctx.Response.Reset()

@@ -85,6 +85,8 @@ type Server struct {
 	http       *fasthttp.Server
 	service    *service
 
+	bodies largeBodies // safe for concurrent use
+
 	// Atomic.
 	serving atomic.Bool
 	ran     atomic.Bool
@@ -134,6 +136,7 @@ func New(cfg Config, env Environment) (*Server, error) {
 		ready:   make(chan struct{}),
 		failed:  make(chan error, 1),
 	}
+	s.bodies.now = time.Now
 	s.open = s.openService
 	var err error
 	if s.quotas, err = quota.Load(cfg.QuotaProfile); err != nil {
@@ -333,8 +336,10 @@ func (s *Server) newHTTPServer(next fasthttp.RequestHandler) *fasthttp.Server {
 					s.recovered(ctx, v)
 				}
 			}()
+			defer s.bodies.release(&ctx.Request)
 			next(ctx)
 		},
+		HeaderReceived:     s.bodies.configure,
 		ErrorHandler:       s.refuse,
 		Logger:             httpLog{s.log},
 		Concurrency:        maxConnections,
