@@ -4,7 +4,6 @@
 //	Slots   values that each have one owner at a time; nobody waits for one
 //	Lanes   jobs run in batches by whoever submits (flat combining)
 //	Heavy   few workers on locked, bound threads, for work that must not be in the way
-//	Gate    so many at a time, on the caller's own goroutine
 //	Plan    how many workers and Ps, and on which processors
 //
 // All are bounded and refuse at once when full ([ErrFull]), run everything they
@@ -81,7 +80,8 @@
 //	goroutines through a gate      4               41      54     4114    3897    42766 39912
 //	2 workers                      4               60      65     1557    1922    43061 41190
 //
-// The gate does less than workers do because Go's threads are interchangeable: a
+// The gate (so many at a time, on their own goroutines; it is only in the tests)
+// does less than workers do because Go's threads are interchangeable: a
 // thread that has just done a heavy job goes on to a light one, and the operating
 // system takes it for one of those that use their processor up. A worker's thread
 // never does anything light, so it tells the two apart.

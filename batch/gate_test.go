@@ -1,6 +1,6 @@
 package batch
 
-// Gate runs jobs on the goroutines that bring them, but only so many at a time.
+// Gate is the design that Heavy is compared with. It runs jobs on the goroutines that bring them, but only so many at a time.
 // It does what [Heavy] does for light work, without a hand-over: at most width
 // processors (in Go's sense, its Ps) are taken by heavy jobs, so with GOMAXPROCS
 // above width a light goroutine always finds one free, and the operating system
