@@ -5,6 +5,11 @@ VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo developmen
 FUZZTIME ?= 30s
 BENCH    ?= .
 
+# Six times is what benchstat needs for an interval at 95 %.
+BENCHTIME  ?= 50ms
+BENCHCOUNT ?= 6
+BENCHED    ?= ./batch ./daemon/kms ./daemon/sigv4 ./daemon/wire ./engine ./hsm/... ./keystore
+
 # Packages where goroutines share state: make test runs these under the race
 # detector too. make testrace runs all.
 RACE = ./batch/... ./daemon ./daemon/sigv4/... ./daemon/kms/... ./engine/... ./hsm/... ./keystore/...
@@ -34,9 +39,13 @@ testrace: prepare
 prepare:
 	@tools/prepare.sh
 
-# Compare runs with: go tool benchstat OLD NEW
-bench:
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+# First the parts by themselves, summarised by benchstat; then a server through
+# its socket. Compare runs with: go tool benchstat OLD bin/bench.txt, and with
+# bin/keymill bench --compare OLD.
+bench: build
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) -timeout 1h $(BENCHED) >bin/bench.txt || { cat bin/bench.txt; exit 1; }
+	$(GO) tool benchstat bin/bench.txt
+	bin/keymill bench --mix storage,signing --rounds 4 --duration 2s --baseline --json bin/bench.json --html bin/bench.html
 
 # Every fuzz target, each for FUZZTIME, from its kept corpus.
 fuzz:

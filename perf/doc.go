@@ -46,9 +46,9 @@
 // one per connection up to 64; they are merged at the end.
 //
 // The processor time of the server is its process's CPU clock, user and system
-// time together, read at both ends of the measured time. Processes that the
-// server starts, such as the one that holds an HSM's module, are not in it, and
-// what the kernel does for it in interrupts is charged to nobody.
+// time together, read at both ends of the measured time, and those of the
+// processes it has started, such as the one that holds an HSM's module. What the
+// kernel does for it in interrupts is charged to nobody.
 //
 // The generator shares the machine with the server, so its own cost is kept
 // low (no net/http, no allocation per request) and shown.

@@ -67,7 +67,8 @@ type Round struct {
 	// process is not known.
 	ServerCPU, GeneratorCPU time.Duration
 
-	// RSS is the server's resident memory at the end.
+	// RSS is the server's resident memory at the end. Time and memory are those
+	// of its [Process.Family].
 	RSS int64
 
 	Background *Round
@@ -294,9 +295,6 @@ func (l *Load) meter(ctx context.Context, at time.Time) (r reading, err error) {
 	if r.generator, err = (Process{os.Getpid()}).CPU(); err != nil || l.Process == nil {
 		return r, err
 	}
-	if r.server, err = l.Process.CPU(); err != nil {
-		return r, err
-	}
-	r.rss, err = l.Process.RSS()
+	r.server, r.rss, err = l.Process.Use()
 	return r, err
 }

@@ -68,9 +68,9 @@ func TestPrimitives(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v: %v", o, err)
 			}
-			step, err := p()
-			if err != nil {
-				t.Fatalf("%v: %v", o, err)
+			step, n, err := p()
+			if err != nil || n != o.batch(DefaultShape) {
+				t.Fatalf("%v: %d items, %v", o, n, err)
 			}
 			for range 3 {
 				if err := step(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,8 +15,20 @@ import (
 
 // A Primitive is the computation that a kind of request cannot do without, in
 // this process: the engine's, with a warm key, no identity, no encoding and no
-// socket. It returns a function for one goroutine that computes one item.
-type Primitive func() (func() error, error)
+// socket. It returns a function for one goroutine that computes a few items,
+// and how many: one, or a batch for requests that come in bulk.
+type Primitive func() (step func() error, items int, err error)
+
+// primitiveBatch is how many items of a bulk request are computed at once.
+const primitiveBatch = 64
+
+// batch is how many items a primitive of o computes at once.
+func (o Operation) batch(s Shape) int {
+	if o.kind.bulk {
+		return min(s.Batch, primitiveBatch)
+	}
+	return 1
+}
 
 // enginePrimitive is a verb of a key.
 func enginePrimitive(verb engine.Verb) func(Operation, Shape) (Primitive, error) {
@@ -24,8 +37,8 @@ func enginePrimitive(verb engine.Verb) func(Operation, Shape) (Primitive, error)
 		if err != nil {
 			return nil, err
 		}
-		return func() (func() error, error) {
-			ops := make([]engine.Op, 1)
+		return func() (func() error, int, error) {
+			ops := make([]engine.Op, o.batch(s))
 			op := &ops[0]
 			*op = engine.Op{Verb: verb, Alg: o.Alg, In: newVaried(s.Payload)}
 			if o.kind.usage == engine.SignVerify {
@@ -37,8 +50,8 @@ func enginePrimitive(verb engine.Verb) func(Operation, Shape) (Primitive, error)
 			switch verb {
 			case engine.Decrypt, engine.Verify, engine.VerifyMAC:
 				op.Verb = map[engine.Verb]engine.Verb{engine.Decrypt: engine.Encrypt, engine.Verify: engine.Sign, engine.VerifyMAC: engine.GenerateMAC}[verb]
-				if err := compute(key, ops); err != nil {
-					return nil, err
+				if err := compute(key, ops[:1]); err != nil {
+					return nil, 0, err
 				}
 				op.Verb = verb
 				if verb == engine.Decrypt {
@@ -49,17 +62,24 @@ func enginePrimitive(verb engine.Verb) func(Operation, Shape) (Primitive, error)
 			case engine.DeriveSecret:
 				op.In = spki
 			}
+			for i := 1; i < len(ops); i++ {
+				ops[i] = ops[0]
+				ops[i].In, ops[i].Out = slices.Clone(op.In), nil
+			}
+			vary := verb == engine.Encrypt || verb == engine.Sign || verb == engine.GenerateMAC
 			return func() error {
-				if verb == engine.Encrypt || verb == engine.Sign || verb == engine.GenerateMAC {
-					varied(op.In).next()
+				for i := range ops {
+					if vary {
+						varied(ops[i].In).next()
+					}
 				}
 				return compute(key, ops)
-			}, nil
+			}, len(ops), nil
 		}, nil
 	}
 }
 
-// compute carries ops[0] out, on a cold key too.
+// compute carries ops out, on a cold key too.
 func compute(key engine.Key, ops []engine.Op) error {
 	key.Do(ops)
 	for errors.Is(ops[0].Err, engine.ErrPending) {
@@ -68,7 +88,12 @@ func compute(key engine.Key, ops []engine.Op) error {
 		}
 		key.Do(ops)
 	}
-	return ops[0].Err
+	for i := range ops {
+		if ops[i].Err != nil {
+			return ops[i].Err
+		}
+	}
+	return nil
 }
 
 // localKey makes a key of spec.
@@ -90,7 +115,7 @@ func localKey(spec engine.Spec, usage engine.Usage) (engine.Key, []byte, error) 
 	return engine.NewLocalKey(id, spec, usage, versions, 0, spki, source), spki, nil
 }
 
-// dataKeyPrimitive draws a data key and encrypts it.
+// dataKeyPrimitive draws data keys, of a batch at once, and encrypts them.
 func dataKeyPrimitive(o Operation, s Shape) (Primitive, error) {
 	s.Payload = 32
 	o.Alg = engine.AlgSymmetric
@@ -98,23 +123,23 @@ func dataKeyPrimitive(o Operation, s Shape) (Primitive, error) {
 	if err != nil {
 		return nil, err
 	}
-	return func() (func() error, error) {
-		one, err := encrypt()
-		key := make([]byte, 32)
+	return func() (func() error, int, error) {
+		step, n, err := encrypt()
+		keys := make([]byte, 32*n)
 		return func() error {
-			engine.Random(key)
-			return one()
-		}, err
+			engine.Random(keys)
+			return step()
+		}, n, err
 	}, nil
 }
 
 func randomPrimitive(_ Operation, s Shape) (Primitive, error) {
-	return func() (func() error, error) {
+	return func() (func() error, int, error) {
 		b := make([]byte, s.Payload)
 		return func() error {
 			engine.Random(b)
 			return nil
-		}, nil
+		}, 1, nil
 	}, nil
 }
 
@@ -158,24 +183,24 @@ func MeasurePrimitives(ctx context.Context, w *Workload, d time.Duration) (float
 
 // compute1 computes on one processor until ctx ends.
 func compute1(ctx context.Context, w *Workload) (items uint64, err error) {
-	steps := make([]func() error, len(w.Primitives))
+	steps, batches := make([]func() error, len(w.Primitives)), make([]int, len(w.Primitives))
 	for i, p := range w.Primitives {
-		if steps[i], err = p(); err != nil {
+		if steps[i], batches[i], err = p(); err != nil {
 			return 0, err
 		}
 	}
-	const each = 16 // before ctx is asked again
-	for ctx.Err() == nil {
+	const each = 16 // steps before ctx is asked again
+	for n := 0; ; {
 		for i, step := range steps {
-			for range w.Parts[i].Weight * w.Parts[i].Items {
+			for done := 0; done < w.Parts[i].Weight*w.Parts[i].Items; done += batches[i] {
 				if err := step(); err != nil {
 					return items, err
 				}
-				if items++; items%each == 0 && ctx.Err() != nil {
+				items += uint64(batches[i])
+				if n++; n%each == 0 && ctx.Err() != nil {
 					return items, nil
 				}
 			}
 		}
 	}
-	return items, nil
 }

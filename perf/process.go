@@ -2,8 +2,10 @@ package perf
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -12,6 +14,40 @@ import (
 
 // A Process is a running process whose use of the machine is read.
 type Process struct{ PID int }
+
+// Family is the process and those that it has started itself and that still
+// run, such as the one that holds an HSM's module.
+func (p Process) Family() []Process {
+	family := []Process{p}
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID))
+	for _, list := range lists {
+		data, err := os.ReadFile(list)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, field := range bytes.Fields(data) {
+			if pid, err := strconv.Atoi(string(field)); err == nil {
+				family = append(family, Process{pid})
+			}
+		}
+	}
+	return family
+}
+
+// Use returns the processor time and the resident memory of the family. A child
+// that ends meanwhile is left out.
+func (p Process) Use() (cpu time.Duration, rss int64, err error) {
+	for i, q := range p.Family() {
+		c, err := q.CPU()
+		m, err2 := q.RSS()
+		if err = errors.Join(err, err2); err != nil && i == 0 {
+			return 0, 0, err
+		} else if err == nil {
+			cpu, rss = cpu+c, rss+m
+		}
+	}
+	return cpu, rss, nil
+}
 
 // CPU returns the processor time that the process has used, user and system
 // time together, over all its threads, also those that ended.

@@ -104,3 +104,37 @@ func TestProcessCPUOfOurselves(t *testing.T) {
 		t.Errorf("%v of work counted as %v", work, d)
 	}
 }
+
+func TestFamily(t *testing.T) {
+	cmd := exec.Command("sh", "-c", `sleep 60 & echo $!; wait`)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	line := make([]byte, 32)
+	n, err := stdout.Read(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child, err := strconv.Atoi(string(bytes.TrimSpace(line[:n])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Kill(child, unix.SIGKILL)
+	p := Process{cmd.Process.Pid}
+	if family := p.Family(); len(family) != 2 || family[0] != p || family[1].PID != child {
+		t.Errorf("family of %d is %v, want it and %d", p.PID, family, child)
+	}
+	own, err := p.RSS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cpu, rss, err := p.Use(); err != nil || rss <= own || cpu <= 0 {
+		t.Errorf("use %v, %d bytes, %v; itself %d bytes", cpu, rss, err, own)
+	}
+}
