@@ -22,6 +22,7 @@ type pkcs11Root struct {
 	cfg   PKCS11Config // immutable
 	t     *token
 	pool  *pool
+	sched *scheduler
 	kind  kind // of new domain keys; immutable
 	rng   bool // the token supplies random bytes; immutable
 	about Info // immutable part of Info
@@ -107,6 +108,7 @@ func (r *pkcs11Root) start() (err error) {
 		s.tick = w.tick
 		return s
 	})
+	r.sched = newScheduler(r.pool, func(w *worker, all []work) { workThrough(w.conn.(*session), all) })
 	return nil
 }
 
@@ -356,101 +358,98 @@ func (r *pkcs11Root) once(ctx context.Context, f func(*session) error) error {
 }
 
 func (r *pkcs11Root) Encrypt(ctx context.Context, id DomainKeyID, items []Item) {
-	r.batch(ctx, id, items, func(s *session, k domainKey, kek []byte) ([]byte, error) {
-		if err := s.t.spend(id, 1); err != nil {
-			return nil, err
-		}
-		return s.wrapVerified(k, kek)
-	}, checkKEK)
+	r.batch(ctx, taskEncrypt, id, items, checkKEK)
 }
 
 func (r *pkcs11Root) Decrypt(ctx context.Context, id DomainKeyID, items []Item) {
-	r.batch(ctx, id, items, func(s *session, k domainKey, in []byte) ([]byte, error) {
-		w, err := parseWrapped(in)
-		if err != nil {
-			return nil, err
-		}
-		return s.unwrapVerdict(k, w)
-	}, checkWrapped)
+	r.batch(ctx, taskDecrypt, id, items, checkWrapped)
 }
 
-// batch spreads the items that pass check over the sessions, evenly, and waits for all.
-func (r *pkcs11Root) batch(ctx context.Context, id DomainKeyID, items []Item,
-	do func(*session, domainKey, []byte) ([]byte, error), check func([]byte) error) {
+// batch has the scheduler do the items that pass check. It gets copies of the inputs,
+// because a session may still be at it when the caller has left.
+func (r *pkcs11Root) batch(ctx context.Context, kind taskKind, id DomainKeyID, items []Item, check func([]byte) error) {
 	if ctx.Err() != nil {
 		failAll(items, contextError(ctx))
 		return
 	}
-	var good []*Item
+	all, good := make([]work, 0, len(items)), make([]*Item, 0, len(items))
 	for i := range items {
 		it := &items[i]
 		it.Out = nil
 		if it.Err = check(it.In); it.Err == nil {
-			good = append(good, it)
+			all, good = append(all, work{kind: kind, id: id, in: slices.Clone(it.In)}), append(good, it)
 		}
 	}
-	parts := min(r.pool.size, len(good))
-	var wg sync.WaitGroup
-	for p := range parts {
-		part := good[p*len(good)/parts : (p+1)*len(good)/parts]
-		if p == parts-1 {
-			r.part(ctx, id, part, do) // the last one on our own goroutine
-			break
-		}
-		wg.Go(func() { r.part(ctx, id, part, do) })
-	}
-	wg.Wait()
-}
-
-// part works through some items in one session. The worker gets copies of the inputs
-// and writes to a slice of its own, because it may still be at it when the caller has
-// left; both are wiped.
-func (r *pkcs11Root) part(ctx context.Context, id DomainKeyID, items []*Item,
-	do func(*session, domainKey, []byte) ([]byte, error)) {
-	own := make([]Item, len(items))
-	for i, it := range items {
-		own[i].In = slices.Clone(it.In)
-	}
-	j := newJob(func(w *worker) {
-		workThrough(w.conn.(*session), id, own, do)
-	}, func() {
-		for i := range own {
-			arena.Wipe(own[i].Out)
-		}
-	})
-	if err := r.pool.do(ctx, j); err != nil {
-		for _, it := range items {
-			it.Err = err
-		}
-		return
-	}
-	for i, it := range items {
-		it.Out, it.Err = own[i].Out, own[i].Err
+	for i, w := range r.sched.do(ctx, all) {
+		good[i].Out, good[i].Err = w.out, w.err
 	}
 }
 
-// workThrough runs on the worker's goroutine. Once the token itself has failed, the
-// rest of the items fail with it: each would only wait for the same answer.
-func workThrough(s *session, id DomainKeyID, items []Item, do func(*session, domainKey, []byte) ([]byte, error)) {
+// workThrough does some tasks in one session, on its worker's goroutine. Once the token
+// itself has failed, the rest fail with it: each would only wait for the same answer.
+func workThrough(s *session, all []work) {
 	var broken error
-	for i := range items {
-		it := &items[i]
-		if broken != nil {
-			it.Err = broken
-			arena.Wipe(it.In)
+	for i := 0; i < len(all); i++ {
+		t := &all[i]
+		switch {
+		case broken != nil:
+			t.err = broken
+		case t.left.Load():
+			t.err = context.Canceled // seen by nobody
+			arena.Wipe(t.in)
 			continue
-		}
-		it.Err = s.try(func() error {
-			k, err := s.key(id)
-			if err == nil {
-				it.Out, err = do(s, k, it.In)
+		case t.kind == taskRandom:
+			n := 1
+			for i+n < len(all) && all[i+n].kind == taskRandom {
+				n++
 			}
-			return err
-		})
-		if it.Err != nil && Classify(it.Err) != Fatal {
-			broken = it.Err
+			s.randomTasks(all[i : i+n])
+			i += n - 1
+		default:
+			t.err = s.try(func() error { return s.do(t) })
 		}
-		arena.Wipe(it.In)
+		if t.err != nil && Classify(t.err) != Fatal {
+			broken = t.err
+		}
+		arena.Wipe(t.in)
+	}
+}
+
+// do wraps or unwraps one KEK.
+func (s *session) do(t *work) error {
+	k, err := s.key(t.id)
+	if err != nil {
+		return err
+	}
+	if t.kind == taskEncrypt {
+		if err := s.t.spend(t.id, 1); err != nil {
+			return err
+		}
+		t.out, err = s.wrapVerified(k, t.in)
+		return err
+	}
+	w, err := parseWrapped(t.in)
+	if err != nil {
+		return err
+	}
+	t.out, err = s.unwrapVerdict(k, w)
+	return err
+}
+
+// randomTasks draws for all of them at once.
+func (s *session) randomTasks(all []work) {
+	total := 0
+	for i := range all {
+		total += len(all[i].out)
+	}
+	drawn := make([]byte, total)
+	defer arena.Wipe(drawn)
+	err := s.try(func() error { return s.random(drawn) })
+	rest := drawn
+	for i := range all {
+		if all[i].err = err; err == nil {
+			rest = rest[copy(all[i].out, rest):]
+		}
 	}
 }
 
@@ -470,30 +469,21 @@ func (r *pkcs11Root) Random(ctx context.Context, bufs [][]byte) error {
 	for _, b := range bufs {
 		total += len(b)
 	}
-	drawn := make([]byte, total)
-	var err error
-	j := newJob(func(w *worker) {
-		s := w.conn.(*session)
-		err = s.try(func() error { return s.random(drawn) })
-	}, func() { arena.Wipe(drawn) })
-	derr := contextError(ctx)
-	if derr == nil {
-		derr = r.pool.do(ctx, j)
-	}
-	if derr == nil && err == nil {
-		rest := drawn
-		for _, b := range bufs {
-			subtle.XORBytes(b, b, rest[:len(b)])
-			rest = rest[len(b):]
+	err := contextError(ctx)
+	if err == nil {
+		got := r.sched.do(ctx, []work{{kind: taskRandom, out: make([]byte, total)}})[0]
+		if err = got.err; err == nil {
+			rest := got.out
+			for _, b := range bufs {
+				subtle.XORBytes(b, b, rest[:len(b)])
+				rest = rest[len(b):]
+			}
+			arena.Wipe(got.out)
+			return nil
 		}
-		arena.Wipe(drawn)
-		return nil
 	}
 	for _, b := range bufs {
 		arena.Wipe(b)
-	}
-	if derr != nil {
-		return derr
 	}
 	return err
 }
@@ -518,6 +508,7 @@ func (r *pkcs11Root) Info() Info {
 	info := r.about
 	info.Notices = slices.Clone(info.Notices)
 	info.Sessions, info.Stuck = int(r.pool.live.Load()), int(r.pool.stuck.Load())
+	info.InUse = r.sched.width()
 	if info.Stuck > 0 {
 		info.Notices = append(info.Notices, fmt.Sprintf("%d calls hang in the module", info.Stuck))
 	}

@@ -92,6 +92,8 @@ type pool struct {
 	live  atomic.Int32 // workers that take jobs; written under mu
 	stuck atomic.Int32 // retired workers still in the module; written under mu
 
+	waiting atomic.Int32 // callers of do that no worker has taken a job from yet
+
 	mu      sync.Mutex
 	workers map[*worker]struct{} // guarded by mu: the live ones
 	closed  bool                 // guarded by mu
@@ -272,16 +274,8 @@ func (p *pool) do(ctx context.Context, j *job) error {
 	select {
 	case p.jobs <- j: // the common case needs no timer
 	default:
-		t := time.NewTimer(p.timeout)
-		defer t.Stop()
-		select {
-		case p.jobs <- j:
-		case <-ctx.Done():
-			return contextError(ctx)
-		case <-p.quit:
-			return ErrClosed
-		case <-t.C:
-			return fmt.Errorf("%w: none of %d became free within %v", ErrBusy, p.size, p.timeout)
+		if err := p.wait(ctx, j); err != nil {
+			return err
 		}
 	}
 	select {
@@ -296,6 +290,24 @@ func (p *pool) do(ctx context.Context, j *job) error {
 		return fmt.Errorf("%w (%v)", ErrTimeout, p.timeout)
 	}
 	return nil
+}
+
+// wait hands j over to the first worker that becomes free.
+func (p *pool) wait(ctx context.Context, j *job) error {
+	p.waiting.Add(1)
+	defer p.waiting.Add(-1)
+	t := time.NewTimer(p.timeout)
+	defer t.Stop()
+	select {
+	case p.jobs <- j:
+		return nil
+	case <-ctx.Done():
+		return contextError(ctx)
+	case <-p.quit:
+		return ErrClosed
+	case <-t.C:
+		return fmt.Errorf("%w: none of %d became free within %v", ErrBusy, p.size, p.timeout)
+	}
 }
 
 // close stops the workers and waits for those that are not stuck. It calls empty once all

@@ -45,7 +45,7 @@ func TestHangingCalls(t *testing.T) {
 	ctx := context.Background()
 	token := hsmtest.Shim(t)
 	token.Config.Sessions = sessions
-	token.Config.Timeout = 200 * time.Millisecond
+	token.Config.Timeout = 500 * time.Millisecond
 	r := openToken(t, token.Config)
 	id := newDomainKey(t, r)
 	wraps := wrapAll(t, r, id, 1)

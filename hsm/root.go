@@ -124,6 +124,7 @@ type Info struct {
 	Mechanism string // how KEKs are encrypted, e.g. "CKM_AES_GCM, IV ours"
 	Random    string // where random bytes come from
 	Sessions  int    // PKCS#11: sessions that can work now
+	InUse     int    // PKCS#11: sessions that are used at once under load, see sched.go
 	Stuck     int    // PKCS#11: calls that never came back from the module
 	Process   int    // PKCS#11: process that has the module loaded; 0 when it is this one, or none runs
 	Restarts  int    // PKCS#11: how often that process ended and was replaced
