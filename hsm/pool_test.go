@@ -398,10 +398,14 @@ func BenchmarkSoftHSM(b *testing.B) {
 	for _, c := range []struct {
 		name     string
 		sessions int
-	}{{"sessions=1", 1}, {"sessions=8", 8}} {
+		child    bool
+	}{{"sessions=1", 1, false}, {"sessions=8", 8, false}, {"child/sessions=8", 8, true}} {
 		b.Run(c.name, func(b *testing.B) {
 			config := hsmtest.SoftHSM(b)
 			config.Sessions = c.sessions
+			if c.child {
+				config.Child = hsmtest.Child
+			}
 			r := openToken(b, config)
 			defer r.Close()
 			id := newDomainKey(b, r)
