@@ -24,6 +24,10 @@ type Settings struct {
 
 	// Progress is told before every round; nil is nobody.
 	Progress func(text string)
+
+	// Between is called after each round of all subjects, to measure what is no
+	// load; nil is nothing.
+	Between func(context.Context) error
 }
 
 // Alternate runs the settings' number of rounds of every subject and returns
@@ -60,6 +64,11 @@ func Alternate(ctx context.Context, title string, subjects []Subject, s Settings
 				return nil, err
 			}
 			all[j] = append(all[j], r)
+		}
+		if s.Between != nil {
+			if err := s.Between(ctx); err != nil {
+				return nil, fmt.Errorf("%s: %w", title, err)
+			}
 		}
 	}
 	return all, nil

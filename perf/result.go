@@ -119,7 +119,12 @@ var metrics = []metric{
 		return r.ItemRate()
 	}, true},
 	{"offered_per_s", "offered/s", 0, (*Round).OfferedRate, true},
-	{metricCPU, "CPU us/request", 1, func(r *Round) float64 { return micros(r.CPUPerRequest()) }, true},
+	{metricCPU, "CPU us/request", 1, func(r *Round) float64 {
+		if r.Background != nil {
+			return 0 // most of it is the background's
+		}
+		return micros(r.CPUPerRequest())
+	}, true},
 	{metricP50, "p50 us", 0, quantile(0.5), false},
 	{metricP99, "p99 us", 0, quantile(0.99), false},
 	{"p999_us", "p99.9 us", 0, quantile(0.999), false},

@@ -16,10 +16,11 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"keymill/engine"
 	"keymill/perf"
 )
 
-// primitiveTime is how long the raw primitives run between two measurements.
+// primitiveTime is how long the raw primitives run between two rounds.
 const primitiveTime = 500 * time.Millisecond
 
 // A bench is a run of keymill bench.
@@ -132,6 +133,10 @@ func (b *bench) measure(ctx context.Context) error {
 	subjects := 1
 	if b.baseline {
 		subjects++
+		// The raw primitives are those of the fastest providers.
+		if err := engine.ConfigureProviders(engine.ProviderOptions{Logger: quiet}); err != nil {
+			return err
+		}
 	}
 	if b.plan.background != nil {
 		subjects++
@@ -216,7 +221,17 @@ func (b *bench) workload(ctx context.Context, w, background *perf.Workload) erro
 			loaded.Load.Background = &perf.Load{Target: *b.plan.target, Workload: background, Conns: b.plan.backConns}
 			subjects = append(subjects, loaded)
 		}
-		rounds, err := perf.Alternate(ctx, m.Title(), subjects, b.settings)
+		settings := b.settings
+		if b.baseline {
+			settings.Between = func(ctx context.Context) error {
+				rate, err := perf.MeasurePrimitives(ctx, w, primitiveTime)
+				if rate > 0 {
+					m.Primitives = append(m.Primitives, rate)
+				}
+				return err
+			}
+		}
+		rounds, err := perf.Alternate(ctx, m.Title(), subjects, settings)
 		if err != nil {
 			return err
 		}
@@ -224,17 +239,6 @@ func (b *bench) workload(ctx context.Context, w, background *perf.Workload) erro
 			series := perf.NewSeries(s.Name, rounds[i])
 			series.Bare, series.Loaded = bare != nil && i == 0, s.Load.Background != nil
 			m.Series = append(m.Series, series)
-		}
-		if b.baseline {
-			for range b.settings.Rounds {
-				rate, err := perf.MeasurePrimitives(ctx, w, primitiveTime)
-				if err != nil {
-					return err
-				}
-				if rate > 0 {
-					m.Primitives = append(m.Primitives, rate)
-				}
-			}
 		}
 		b.report.Measurements = append(b.report.Measurements, m)
 	}
