@@ -2,7 +2,6 @@ package perf
 
 import (
 	_ "embed"
-	"fmt"
 	"html/template"
 	"io"
 	"time"
@@ -83,7 +82,7 @@ func (r *Report) section(m *Measurement) (section, error) {
 		}
 	}
 	if len(m.Primitives) > 0 {
-		out.Notes = append(out.Notes, fmt.Sprintf("primitive on all processors: %s items/s", withSpread(FigureOf(m.Primitives), 0)))
+		out.Notes = append(out.Notes, m.primitive())
 	}
 	for _, ratio := range m.Ratios() {
 		out.Notes = append(out.Notes, ratio.String())

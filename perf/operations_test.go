@@ -85,12 +85,12 @@ func TestMeasurePrimitives(t *testing.T) {
 	f := newFake(t)
 	m, _ := MixByName("storage")
 	w := f.mixLoad(t, m, 1).Workload
-	rate, err := MeasurePrimitives(t.Context(), w, 20*time.Millisecond)
-	if err != nil || rate <= 0 {
-		t.Errorf("%v items a second, %v", rate, err)
+	rate, each, err := MeasurePrimitives(t.Context(), w, 20*time.Millisecond)
+	if err != nil || rate <= 0 || each <= 0 {
+		t.Errorf("%v items a second, %v each, %v", rate, each, err)
 	}
 	w = f.load(t, "DescribeKey", 1).Workload
-	if rate, err := MeasurePrimitives(t.Context(), w, time.Hour); err != nil || rate != 0 {
+	if rate, _, err := MeasurePrimitives(t.Context(), w, time.Hour); err != nil || rate != 0 {
 		t.Errorf("of what computes nothing: %v, %v", rate, err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -144,15 +145,16 @@ func randomPrimitive(_ Operation, s Shape) (Primitive, error) {
 }
 
 // MeasurePrimitives returns how many items of the workload's mixture the raw
-// computations do in a second on all processors; 0 when one of its parts has
-// none.
-func MeasurePrimitives(ctx context.Context, w *Workload, d time.Duration) (float64, error) {
+// computations do in a second on all processors, and the processor time of one;
+// 0 when one of its parts has none. Of the two, the time is the steadier number
+// on a machine that others use too.
+func MeasurePrimitives(ctx context.Context, w *Workload, d time.Duration) (rate float64, each time.Duration, err error) {
 	if w.Primitives == nil {
-		return 0, nil
+		return 0, 0, nil
 	}
 	for _, p := range w.Primitives {
 		if p == nil {
-			return 0, nil
+			return 0, 0, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
@@ -163,6 +165,10 @@ func MeasurePrimitives(ctx context.Context, w *Workload, d time.Duration) (float
 		mu    sync.Mutex
 		first error
 	)
+	before, err := (Process{os.Getpid()}).CPU()
+	if err != nil {
+		return 0, 0, err
+	}
 	began := time.Now()
 	for range runtime.GOMAXPROCS(0) {
 		group.Go(func() {
@@ -176,9 +182,10 @@ func MeasurePrimitives(ctx context.Context, w *Workload, d time.Duration) (float
 	group.Wait()
 	elapsed := time.Since(began)
 	if first != nil {
-		return 0, fmt.Errorf("primitives of %s: %w", w.Name, first)
+		return 0, 0, fmt.Errorf("primitives of %s: %w", w.Name, first)
 	}
-	return float64(items.Load()) / elapsed.Seconds(), nil
+	after, err := (Process{os.Getpid()}).CPU()
+	return float64(items.Load()) / elapsed.Seconds(), perRequest(after-before, items.Load()), err
 }
 
 // compute1 computes on one processor until ctx ends.

@@ -55,8 +55,10 @@ type Measurement struct {
 	Series []Series `json:"series"`
 
 	// Primitives is the rate of the raw computations on all processors, in items
-	// a second, one figure for each round; empty when not measured.
-	Primitives []float64 `json:"primitive_items_per_s,omitempty"`
+	// a second, one figure for each round; empty when not measured. PrimitiveCPU
+	// is the processor time of an item.
+	Primitives   []float64 `json:"primitive_items_per_s,omitempty"`
+	PrimitiveCPU []float64 `json:"primitive_cpu_us_per_item,omitempty"`
 }
 
 // A Series is the rounds of one subject.
@@ -276,6 +278,11 @@ func (m *Measurement) Ratios() []Ratio {
 		items, name = alone.Figures[metricRate], "requests/s"
 	}
 	add(name, "primitive's on all processors", items, m.Primitives)
+	if perItem := ratios(alone.Figures[metricCPU], ratios(alone.Figures[metricItems], alone.Figures[metricRate])); alone.Figures[metricItems] == nil {
+		add("CPU us/request", "primitive's", alone.Figures[metricCPU], m.PrimitiveCPU)
+	} else {
+		add("CPU us/item", "primitive's", perItem, m.PrimitiveCPU)
+	}
 	for i := range m.Series {
 		if loaded := &m.Series[i]; loaded.Loaded {
 			for _, q := range []string{metricP50, metricP99} {

@@ -94,7 +94,7 @@ func (r *Report) writeDetails(w io.Writer) error {
 		m := &r.Measurements[i]
 		var lines []string
 		if len(m.Primitives) > 0 {
-			lines = append(lines, fmt.Sprintf("primitive on all processors: %s items/s", withSpread(FigureOf(m.Primitives), 0)))
+			lines = append(lines, m.primitive())
 		}
 		for _, ratio := range m.Ratios() {
 			lines = append(lines, ratio.String())
@@ -120,6 +120,15 @@ func (r *Report) writeDetails(w io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// primitive says what the raw computations cost.
+func (m *Measurement) primitive() string {
+	text := fmt.Sprintf("primitive on all processors: %s items/s", withSpread(FigureOf(m.Primitives), 0))
+	if len(m.PrimitiveCPU) > 0 {
+		text += fmt.Sprintf(", CPU %s us each", withSpread(FigureOf(m.PrimitiveCPU), 2))
+	}
+	return text
 }
 
 // behind is the share of the offered rate below which a server did not keep up.

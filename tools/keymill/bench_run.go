@@ -224,9 +224,10 @@ func (b *bench) workload(ctx context.Context, w, background *perf.Workload) erro
 		settings := b.settings
 		if b.baseline {
 			settings.Between = func(ctx context.Context) error {
-				rate, err := perf.MeasurePrimitives(ctx, w, primitiveTime)
+				rate, each, err := perf.MeasurePrimitives(ctx, w, primitiveTime)
 				if rate > 0 {
 					m.Primitives = append(m.Primitives, rate)
+					m.PrimitiveCPU = append(m.PrimitiveCPU, float64(each)/float64(time.Microsecond))
 				}
 				return err
 			}
