@@ -193,6 +193,9 @@ func (d *Daemon) Metrics() (string, error) {
 	return string(b), err
 }
 
+// PID is the process's id.
+func (d *Daemon) PID() int { return d.cmd.Process.Pid }
+
 // Signal sends a signal to the process.
 func (d *Daemon) Signal(s os.Signal) error { return d.cmd.Process.Signal(s) }
 
