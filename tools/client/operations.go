@@ -78,7 +78,9 @@ func (c *Client) GenerateDataKeys(ctx context.Context, in *GenerateDataKeysInput
 	var bad error // what is wrong with one data key is wrong with all: never sent
 	head, err := a.results(wire.OpGenerateDataKeys, bulk.DataKeys, n, func(r *result) {
 		keys = append(keys, DataKey{r.Plaintext, r.CiphertextBlob})
-		bad = errors.Join(bad, r.err())
+		if bad == nil {
+			bad = r.err()
+		}
 	})
 	if err = errors.Join(err, bad); err != nil {
 		return nil, err

@@ -25,7 +25,8 @@ func (r *result) err() error {
 	return &ItemError{r.ErrorCode, r.ErrorMessage}
 }
 
-// results calls each with the n results of an answer.
+// results calls each with the n results of an answer, one after the other in the
+// same place.
 func (a *answer) results(op wire.Op, kind bulk.Kind, n int, each func(r *result)) (*bulk.Head, error) {
 	if !a.binary {
 		return a.plain(op, n, each)
@@ -40,12 +41,13 @@ func (a *answer) results(op wire.Op, kind bulk.Kind, n int, each func(r *result)
 	if err != nil {
 		return nil, a.refuse(op, err)
 	}
-	// Blobs are put together in one piece of memory: its length is known.
+	// Blobs are put together in one piece of memory, which never moves.
 	var blobs []byte
 	if len(r.Head.Prefix) > 0 {
 		blobs = make([]byte, 0, n*len(r.Head.Prefix)+len(a.body))
 	}
 	var rec bulk.Record
+	var res result // one for all, as it escapes
 	for {
 		ok, err := r.Next(&rec)
 		if err != nil {
@@ -54,7 +56,7 @@ func (a *answer) results(op wire.Op, kind bulk.Kind, n int, each func(r *result)
 		if !ok {
 			return &r.Head, nil
 		}
-		res := result{
+		res = result{
 			Signature: rec.Signature, KeyId: rec.KeyID, KeyMaterialId: rec.MaterialID,
 			SignatureValid: kind == bulk.Verify && rec.Code == "", ErrorCode: rec.Code, ErrorMessage: rec.Message,
 		}
