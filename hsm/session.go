@@ -149,23 +149,29 @@ func (s *session) find(id DomainKeyID) (domainKey, error) {
 }
 
 func (s *session) findOne(id DomainKeyID, class uint) (pkcs11.ObjectHandle, error) {
-	found, err := s.findAll([]*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, class),
-		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
-		pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]),
-	}, 2)
-	switch {
-	case err != nil:
-		return 0, err
-	case len(found) == 0 && !s.loggedIn():
-		// Private objects are invisible then, which must not pass for "not there".
-		return 0, fmt.Errorf("%w: the login is gone", ErrSession)
-	case len(found) == 0:
-		return 0, fmt.Errorf("%w: %s on %s", ErrNoDomainKey, id, s.t.cfg.tokenName())
-	case len(found) > 1:
-		return 0, fmt.Errorf("%w: %s on %s; delete the copy with the vendor's tool", ErrDuplicateDomainKey, id, s.t.cfg.tokenName())
+	for attempt := 0; ; attempt++ {
+		found, err := s.findAll([]*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, class),
+			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+			pkcs11.NewAttribute(pkcs11.CKA_ID, id[:]),
+		}, 2)
+		switch {
+		case err != nil:
+			return 0, err
+		case len(found) == 0 && !s.loggedIn():
+			// Private objects are invisible then, which must not pass for "not there".
+			return 0, fmt.Errorf("%w: the login is gone", ErrSession)
+		case len(found) == 0 && attempt < 2:
+			// The login is the token's, not the session's: it may have been gone
+			// during the search and renewed by another worker before the look.
+			continue
+		case len(found) == 0:
+			return 0, fmt.Errorf("%w: %s on %s", ErrNoDomainKey, id, s.t.cfg.tokenName())
+		case len(found) > 1:
+			return 0, fmt.Errorf("%w: %s on %s; delete the copy with the vendor's tool", ErrDuplicateDomainKey, id, s.t.cfg.tokenName())
+		}
+		return found[0], nil
 	}
-	return found[0], nil
 }
 
 // loggedIn reports whether the session can see private objects, as far as it tells.
