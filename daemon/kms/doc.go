@@ -13,7 +13,7 @@
 //	admit        how often may the key be used; admit.go says why in three places
 //	judge        key state and key usage, from tables
 //	run          the one function that is special to the operation
-//	audit        the stage exists and does nothing until the audit trail does
+//	audit        its place is here, before the answer; nothing is recorded yet
 //	answer       encode, or map the error once for all operations
 //
 // An operation is one row (table.go) and one function. What rows have in

@@ -4,7 +4,7 @@ import (
 	"runtime"
 
 	mill "keymill/batch"
-	"keymill/daemon/wire"
+	"keymill/daemon/quota"
 	"keymill/engine"
 )
 
@@ -77,7 +77,7 @@ func (x *exchange) compute(v *keyView, ops []engine.Op) error {
 func (s *Service) runHeavy(job func()) error {
 	err := s.heavy.Run(job)
 	if err == mill.ErrFull {
-		return wire.NewError(wire.ThrottlingException, "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.")
+		return quota.Throttled()
 	}
 	return err
 }
