@@ -47,13 +47,33 @@ type keyRecord struct {
 	Versions          []versionRecord `cbor:"12,keyasint,omitempty"`
 	CurrentVersion    uint32          `cbor:"13,keyasint,omitempty"`
 	PublicKey         []byte          `cbor:"14,keyasint,omitempty"`
+	Service           string          `cbor:"15,keyasint,omitempty"`
+	RotationPeriod    int32           `cbor:"16,keyasint,omitempty"`
+	NextRotation      int64           `cbor:"17,keyasint,omitempty"`
+	OnDemandRotations int32           `cbor:"18,keyasint,omitempty"`
+	PrimaryRegion     string          `cbor:"19,keyasint,omitempty"`
+	ReplicaRegions    []string        `cbor:"20,keyasint,omitempty"`
+	CustomKeyStore    string          `cbor:"21,keyasint,omitempty"`
+	ExternalKeyID     string          `cbor:"22,keyasint,omitempty"`
+	TokenKeyID        []byte          `cbor:"23,keyasint,omitempty"`
 }
 
 type versionRecord struct {
 	Number     uint32 `cbor:"1,keyasint,omitempty"`
 	MaterialID []byte `cbor:"2,keyasint,omitempty"`
 	Created    int64  `cbor:"3,keyasint,omitempty"`
+
+	Rotation    string `cbor:"4,keyasint,omitempty"`
+	Rotated     int64  `cbor:"5,keyasint,omitempty"`
+	Description string `cbor:"6,keyasint,omitempty"`
+	Pending     string `cbor:"7,keyasint,omitempty"`
+	Missing     bool   `cbor:"8,keyasint,omitempty"`
+	Expires     bool   `cbor:"9,keyasint,omitempty"`
+	ValidTo     int64  `cbor:"10,keyasint,omitempty"`
 }
+
+// dueRecord is empty: its storage key says all.
+type dueRecord struct{}
 
 type materialRecord struct {
 	Sealed     []byte `cbor:"1,keyasint,omitempty"`
@@ -196,15 +216,21 @@ func encodeKey(k *Key) ([]byte, error) {
 	r := keyRecord{
 		Account: k.Account, MultiRegion: k.MultiRegion, Spec: k.Spec, Usage: k.Usage, Origin: k.Origin,
 		State: k.State, Manager: k.Manager, Description: k.Description, PendingWindowDays: k.PendingWindowDays,
-		CurrentVersion: k.CurrentVersion, PublicKey: k.PublicKey,
+		CurrentVersion: k.CurrentVersion, PublicKey: k.PublicKey, Service: k.Service,
+		RotationPeriod: k.RotationPeriodDays, OnDemandRotations: k.OnDemandRotations,
+		PrimaryRegion: k.PrimaryRegion, ReplicaRegions: k.ReplicaRegions,
+		CustomKeyStore: k.CustomKeyStore, ExternalKeyID: k.ExternalKeyID, TokenKeyID: k.TokenKeyID,
 	}
-	err := times(nil, &r.Created, k.Created, &r.DeletionDate, k.DeletionDate)
-	if k.Account == "" || len(k.Versions) > MaxVersions || k.PendingWindowDays < 0 {
+	err := times(nil, &r.Created, k.Created, &r.DeletionDate, k.DeletionDate, &r.NextRotation, k.NextRotation)
+	if k.Account == "" || len(k.Versions) > MaxVersions || k.PendingWindowDays < 0 || k.RotationPeriodDays < 0 || k.OnDemandRotations < 0 {
 		err = fmt.Errorf("%w: key %v", ErrInvalid, k.ID)
 	}
 	for _, v := range k.Versions {
-		vr := versionRecord{Number: v.Number, MaterialID: v.MaterialID[:]}
-		err = times(err, &vr.Created, v.Created)
+		vr := versionRecord{
+			Number: v.Number, MaterialID: v.MaterialID[:], Rotation: v.Rotation,
+			Description: v.Description, Pending: v.Pending, Missing: v.Missing, Expires: v.Expires,
+		}
+		err = times(err, &vr.Created, v.Created, &vr.Rotated, v.Rotated, &vr.ValidTo, v.ValidTo)
 		r.Versions = append(r.Versions, vr)
 	}
 	if err != nil {
@@ -224,19 +250,28 @@ func decodeKey(n *Name, b []byte) (*Key, error) {
 		Account: r.Account, Region: n.Region, ID: n.ID, MultiRegion: r.MultiRegion, Spec: r.Spec, Usage: r.Usage,
 		Origin: r.Origin, State: r.State, Manager: r.Manager, Description: r.Description,
 		Created: getTime(r.Created), DeletionDate: getTime(r.DeletionDate), PendingWindowDays: r.PendingWindowDays,
-		CurrentVersion: r.CurrentVersion, PublicKey: r.PublicKey,
+		CurrentVersion: r.CurrentVersion, PublicKey: r.PublicKey, Service: r.Service,
+		RotationPeriodDays: r.RotationPeriod, NextRotation: getTime(r.NextRotation), OnDemandRotations: r.OnDemandRotations,
+		PrimaryRegion: r.PrimaryRegion, ReplicaRegions: r.ReplicaRegions,
+		CustomKeyStore: r.CustomKeyStore, ExternalKeyID: r.ExternalKeyID, TokenKeyID: r.TokenKeyID,
 	}
-	if k.Account == "" || len(r.Versions) > MaxVersions || k.PendingWindowDays < 0 || r.Created < 0 || r.DeletionDate < 0 {
+	if k.Account == "" || len(r.Versions) > MaxVersions || min(r.Created, r.DeletionDate, r.NextRotation) < 0 ||
+		min(r.PendingWindowDays, r.RotationPeriod, r.OnDemandRotations) < 0 {
 		return nil, errValue
 	}
 	if len(r.Versions) > 0 {
 		k.Versions = make([]Version, len(r.Versions))
 	}
 	for i, v := range r.Versions {
-		if len(v.MaterialID) != 32 || v.Created < 0 {
+		if len(v.MaterialID) != 32 || min(v.Created, v.Rotated, v.ValidTo) < 0 {
 			return nil, errValue
 		}
-		k.Versions[i] = Version{v.Number, [32]byte(v.MaterialID), getTime(v.Created)}
+		k.Versions[i] = Version{
+			Number: v.Number, MaterialID: [32]byte(v.MaterialID), Created: getTime(v.Created),
+			Rotation: v.Rotation, Rotated: getTime(v.Rotated),
+			Description: v.Description, Pending: v.Pending, Missing: v.Missing,
+			Expires: v.Expires, ValidTo: getTime(v.ValidTo),
+		}
 	}
 	return k, nil
 }
@@ -388,6 +423,9 @@ func ParseRecord(n Name, plaintext []byte) (any, error) {
 		var r bytesRecord
 		err := decode(plaintext, &r)
 		return r.Data, err
+	case KindDue:
+		var r dueRecord
+		return nil, decode(plaintext, &r)
 	case KindRevision:
 		var r revisionRecord
 		return nil, decode(plaintext, &r)

@@ -25,6 +25,7 @@ const (
 	KindTarget    Kind = 'b' // region, id, name       copy of the Alias, by its target
 	KindPrincipal Kind = 'i' // name                   Principal
 	KindAccessKey Kind = 'c' // name                   AccessKey
+	KindDue       Kind = 'd' // time, region, id       something happens to the key then
 	KindAudit     Kind = 'j' // revision               what SetAudit left
 	KindRecord    Kind = 'x' // name                   general purpose
 )
@@ -33,7 +34,7 @@ var kindNames = [256]string{
 	KindHeader: "store header", KindRevision: "revision", KindKey: "key", KindListing: "key list entry",
 	KindCount: "key count", KindMaterial: "material", KindPolicy: "key policy", KindTags: "key tags",
 	KindAlias: "alias", KindTarget: "alias list entry", KindPrincipal: "principal", KindAccessKey: "access key",
-	KindAudit: "audit", KindRecord: "record",
+	KindAudit: "audit", KindRecord: "record", KindDue: "due date",
 }
 
 // parts says what follows the kind in a storage key:
@@ -42,14 +43,14 @@ var kindNames = [256]string{
 //	R  region, the same
 //	I  16 bytes of key id
 //	V  version, 4 bytes, big-endian
-//	N  revision, 8 bytes, big-endian
+//	N  revision or nanoseconds since 1970, 8 bytes, big-endian
 //	S  name, the rest of the key, not empty, so that names sort by their bytes
 //
 // Lengths come before strings, so no key is a prefix of another by accident
 // and every prefix that ends between two parts selects exactly what it names.
 var parts = [256]string{
 	KindKey: "RI", KindListing: "ARI", KindCount: "AR", KindMaterial: "RIV", KindPolicy: "RI", KindTags: "RI",
-	KindAlias: "ARS", KindTarget: "RIS", KindPrincipal: "S", KindAccessKey: "S", KindAudit: "N", KindRecord: "S",
+	KindAlias: "ARS", KindDue: "NRI", KindTarget: "RIS", KindPrincipal: "S", KindAccessKey: "S", KindAudit: "N", KindRecord: "S",
 }
 
 // maxName bounds the last part of a storage key.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"keymill/hsm/arena"
 )
@@ -77,7 +78,7 @@ func (t *Txn) PutKey(k *Key, expect uint64) {
 	if !ok || !ok2 || !ok3 {
 		return
 	}
-	n, account, multi, manager := keyName(k.Ref()), k.Account, k.MultiRegion, k.Manager
+	n, account, multi, manager, due := keyName(k.Ref()), k.Account, k.MultiRegion, k.Manager, k.Due()
 	t.ops = append(t.ops, func(w *writer) error {
 		before, err := w.expect(key, expect)
 		if err != nil {
@@ -91,7 +92,13 @@ func (t *Txn) PutKey(k *Key, expect uint64) {
 			if old.Account != account || old.MultiRegion != multi || old.Manager != manager {
 				return fmt.Errorf("%w: account, kind of id and manager of %s cannot change", ErrInvalid, describe(key))
 			}
+			if err := w.moveDue(old, due); err != nil {
+				return err
+			}
 			return w.put(key, plain, false)
+		}
+		if err := w.moveDue(&Key{Region: n.Region, ID: n.ID}, due); err != nil {
+			return err
 		}
 		value, err := encode(&listingRecord{multi})
 		if err != nil {
@@ -133,6 +140,9 @@ func (t *Txn) DeleteKey(k *Key) {
 			return err
 		}
 		if err := w.delete(listingName(old).key(), true); err != nil {
+			return err
+		}
+		if err := w.moveDue(old, time.Time{}); err != nil {
 			return err
 		}
 		if err := w.count(old.Account, old.Region, old.Manager, -1); err != nil {

@@ -45,6 +45,20 @@ type Key struct {
 	CurrentVersion uint32    // Number of the version in use; 0 means the last one
 	PublicKey      []byte    // DER SubjectPublicKeyInfo of an asymmetric key
 
+	Service            string    // of an AWS managed key: "s3"
+	RotationPeriodDays int32     // of automatic rotation; stays when that is switched off
+	NextRotation       time.Time // zero while automatic rotation is off
+	OnDemandRotations  int32     // over the key's life
+
+	// Of a multi-Region key, the same in all related keys: the region of the
+	// primary ("" is the key's own), and the others, sorted.
+	PrimaryRegion  string
+	ReplicaRegions []string
+
+	CustomKeyStore string // "cks-...", of a key in a custom key store
+	ExternalKeyID  string // XksKeyId, of a key in an external key store
+	TokenKeyID     []byte // CKA_ID, of a key that lives in a token
+
 	Revision uint64 // of the record; filled on read, ignored on write
 }
 
@@ -59,6 +73,16 @@ type Version struct {
 	Number     uint32
 	MaterialID [32]byte
 	Created    time.Time
+
+	Rotation string    // how it became current: "AUTOMATIC", "ON_DEMAND", "" for the first
+	Rotated  time.Time // when it became current by rotation
+
+	// Of imported material.
+	Description string
+	Pending     string    // KeyMaterialState before its first use: "PENDING_ROTATION" ...
+	Missing     bool      // deleted or expired; the same bytes may be imported again
+	Expires     bool      // ValidTo counts
+	ValidTo     time.Time // end of validity
 }
 
 // A Material is the sealed secret of one key version.

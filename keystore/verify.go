@@ -190,6 +190,10 @@ func (v *verifier) record(r *raw) {
 	case KindTarget:
 		a := value.(*Alias)
 		v.same(r, plain, aliasName(a.Account, a.Region, a.Name))
+	case KindDue:
+		if k := v.lookUpKey(r.key, ref); k != nil && k.Due().UnixNano() != int64(n.Number) {
+			v.say(r.key, "disagrees with its key")
+		}
 	case KindCount:
 		v.counts[n] -= value.(uint64)
 	case KindAccessKey:
@@ -212,6 +216,9 @@ func hasVersion(k *Key, number uint32) bool {
 // it was not imported yet, has expired or lives elsewhere.
 func (v *verifier) key(r *raw, k *Key) {
 	v.lookUp(r.key, listingName(k))
+	if due := k.Due(); !due.IsZero() {
+		v.lookUp(r.key, dueName(k.Ref(), due))
+	}
 	if k.Manager == ManagerCustomer {
 		v.counts[countName(k.Account, k.Region)]++
 	}
