@@ -183,14 +183,52 @@ func metadata(v *keyView) *wire.KeyMetadata {
 	case engine.KeyAgreement:
 		m.KeyAgreementAlgorithms = names
 	}
-	if k.MultiRegion {
-		m.MultiRegionConfiguration = &wire.MultiRegionConfiguration{
-			MultiRegionKeyType: "PRIMARY",
-			PrimaryKey:         &wire.MultiRegionKey{Arn: v.arn, Region: k.Region},
-			ReplicaKeys:        []wire.MultiRegionKey{},
+	if v.state == statePendingReplicaDeletion {
+		m.PendingDeletionWindowInDays = wire.Some(int64(k.PendingWindowDays))
+	}
+	if k.Origin == "EXTERNAL" && v.state != statePendingImport {
+		m.ExpirationModel = "KEY_MATERIAL_DOES_NOT_EXPIRE"
+		for i := range k.Versions {
+			if ver := &k.Versions[i]; ver.Number == k.CurrentVersion && ver.Expires {
+				m.ExpirationModel, m.ValidTo = "KEY_MATERIAL_EXPIRES", timestamp(ver.ValidTo)
+			}
 		}
 	}
+	if k.MultiRegion {
+		m.MultiRegionConfiguration = relations(v)
+	}
+	m.CustomKeyStoreId = k.CustomKeyStore
+	if k.ExternalKeyID != "" {
+		m.XksKeyConfiguration = &wire.XksKeyConfigurationType{Id: k.ExternalKeyID}
+	}
 	return m
+}
+
+// relations says which keys are related to a multi-Region key, and how.
+func relations(v *keyView) *wire.MultiRegionConfiguration {
+	key := func(region string) wire.MultiRegionKey {
+		return wire.MultiRegionKey{Arn: keyARN(region, v.rec.Account, v.idText), Region: region}
+	}
+	c := &wire.MultiRegionConfiguration{MultiRegionKeyType: "PRIMARY", ReplicaKeys: []wire.MultiRegionKey{}}
+	primary := v.primaryRegion()
+	if primary != v.rec.Region {
+		c.MultiRegionKeyType = "REPLICA"
+	}
+	p := key(primary)
+	c.PrimaryKey = &p
+	for _, r := range v.rec.ReplicaRegions {
+		c.ReplicaKeys = append(c.ReplicaKeys, key(r))
+	}
+	return c
+}
+
+// primaryRegion is the region of a multi-Region key's primary, and of other keys
+// their own.
+func (v *keyView) primaryRegion() string {
+	if v.rec.PrimaryRegion != "" {
+		return v.rec.PrimaryRegion
+	}
+	return v.rec.Region
 }
 
 // oldSpecName is the value of the deprecated CustomerMasterKeySpec: its

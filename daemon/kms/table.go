@@ -1,6 +1,8 @@
 package kms
 
 import (
+	"slices"
+
 	"keymill/daemon/wire"
 	"keymill/engine"
 )
@@ -33,9 +35,11 @@ type operation struct {
 	run func(x *exchange) error
 }
 
-// operations is indexed by wire.Op; rows that are not written out below exist in
-// the service model and are not available yet.
-var operations = table([]operation{
+// operations is indexed by wire.Op. The rows of a subject with many of its own are
+// beside its functions.
+var operations = table(coreRows, rotationRows, importRows, multiRegionRows, grantRows, keyStoreRows, usageRows)
+
+var coreRows = []operation{
 	{op: wire.OpBatchDecrypt, action: "Decrypt", key: batchDecryptionKey, states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, units: items(func(in *wire.BatchDecryptRequest) int { return len(in.Items) }), run: with(batchDecrypt)},
 	{op: wire.OpBatchEncrypt, action: "Encrypt", key: byAlias(func(in *wire.BatchEncryptRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, units: items(func(in *wire.BatchEncryptRequest) int { return len(in.Items) }), run: with(batchEncrypt)},
 	{op: wire.OpBatchSign, action: "Sign", key: byAlias(func(in *wire.BatchSignRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, units: items(func(in *wire.BatchSignRequest) int { return len(in.Items) }), run: with(batchSign)},
@@ -73,13 +77,13 @@ var operations = table([]operation{
 	{op: wire.OpUpdateKeyDescription, key: byKey(func(in *wire.UpdateKeyDescriptionRequest) string { return in.KeyId }), states: description, run: with(updateKeyDescription)},
 	{op: wire.OpVerify, key: byAlias(func(in *wire.VerifyRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, run: with(verify)},
 	{op: wire.OpVerifyMac, key: byAlias(func(in *wire.VerifyMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(verifyMac)},
-})
+}
 
-func table(rows []operation) (t [wire.NumOps + 1]operation) {
+func table(subjects ...[]operation) (t [wire.NumOps + 1]operation) {
 	for op := range t {
 		t[op] = operation{op: wire.Op(op)}
 	}
-	for _, r := range rows {
+	for _, r := range slices.Concat(subjects...) {
 		if t[r.op].run != nil {
 			panic("kms: two rows for " + r.op.String())
 		}

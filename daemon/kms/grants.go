@@ -1,0 +1,4 @@
+package kms
+
+// grantRows are the operations on grants.
+var grantRows = []operation{}

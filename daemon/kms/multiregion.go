@@ -1,0 +1,4 @@
+package kms
+
+// multiRegionRows are the operations on related keys in several regions.
+var multiRegionRows = []operation{}
