@@ -75,6 +75,12 @@ type versionRecord struct {
 // dueRecord is empty: its storage key says all.
 type dueRecord struct{}
 
+// externalRecord says which key an external key belongs to.
+type externalRecord struct {
+	Region string `cbor:"1,keyasint,omitempty"`
+	ID     []byte `cbor:"2,keyasint,omitempty"`
+}
+
 type materialRecord struct {
 	Sealed     []byte `cbor:"1,keyasint,omitempty"`
 	WrappedKEK []byte `cbor:"2,keyasint,omitempty"`
@@ -423,7 +429,9 @@ func ParseRecord(n Name, plaintext []byte) (any, error) {
 		var r bytesRecord
 		err := decode(plaintext, &r)
 		return r.Data, err
-	case KindDue:
+	case KindExternal:
+		return decodeExternal(plaintext)
+	case KindDue, KindStoreKey:
 		var r dueRecord
 		return nil, decode(plaintext, &r)
 	case KindRevision:

@@ -25,6 +25,8 @@ const (
 	KindTarget    Kind = 'b' // region, id, name       copy of the Alias, by its target
 	KindPrincipal Kind = 'i' // name                   Principal
 	KindAccessKey Kind = 'c' // name                   AccessKey
+	KindStoreKey  Kind = 's' // key store, region, id  list index: the key lives in that custom key store
+	KindExternal  Kind = 'y' // key store, name        the external key of that name is some key's
 	KindDue       Kind = 'd' // time, region, id       something happens to the key then
 	KindAudit     Kind = 'j' // revision               what SetAudit left
 	KindRecord    Kind = 'x' // name                   general purpose
@@ -35,11 +37,12 @@ var kindNames = [256]string{
 	KindCount: "key count", KindMaterial: "material", KindPolicy: "key policy", KindTags: "key tags",
 	KindAlias: "alias", KindTarget: "alias list entry", KindPrincipal: "principal", KindAccessKey: "access key",
 	KindAudit: "audit", KindRecord: "record", KindDue: "due date",
+	KindStoreKey: "key store entry", KindExternal: "external key",
 }
 
 // parts says what follows the kind in a storage key:
 //
-//	A  account, one byte of length and the bytes
+//	A  account or custom key store, one byte of length and the bytes
 //	R  region, the same
 //	I  16 bytes of key id
 //	V  version, 4 bytes, big-endian
@@ -50,7 +53,8 @@ var kindNames = [256]string{
 // and every prefix that ends between two parts selects exactly what it names.
 var parts = [256]string{
 	KindKey: "RI", KindListing: "ARI", KindCount: "AR", KindMaterial: "RIV", KindPolicy: "RI", KindTags: "RI",
-	KindAlias: "ARS", KindDue: "NRI", KindTarget: "RIS", KindPrincipal: "S", KindAccessKey: "S", KindAudit: "N", KindRecord: "S",
+	KindAlias: "ARS", KindDue: "NRI",
+	KindStoreKey: "ARI", KindExternal: "AS", KindTarget: "RIS", KindPrincipal: "S", KindAccessKey: "S", KindAudit: "N", KindRecord: "S",
 }
 
 // maxName bounds the last part of a storage key.

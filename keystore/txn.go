@@ -79,6 +79,7 @@ func (t *Txn) PutKey(k *Key, expect uint64) {
 		return
 	}
 	n, account, multi, manager, due := keyName(k.Ref()), k.Account, k.MultiRegion, k.Manager, k.Due()
+	store, external := k.CustomKeyStore, k.ExternalKeyID
 	t.ops = append(t.ops, func(w *writer) error {
 		before, err := w.expect(key, expect)
 		if err != nil {
@@ -89,8 +90,8 @@ func (t *Txn) PutKey(k *Key, expect uint64) {
 			if err != nil {
 				return tampered(key, err.Error())
 			}
-			if old.Account != account || old.MultiRegion != multi || old.Manager != manager {
-				return fmt.Errorf("%w: account, kind of id and manager of %s cannot change", ErrInvalid, describe(key))
+			if old.Account != account || old.MultiRegion != multi || old.Manager != manager || old.CustomKeyStore != store || old.ExternalKeyID != external {
+				return fmt.Errorf("%w: account, kind of id, manager and key store of %s cannot change", ErrInvalid, describe(key))
 			}
 			if err := w.moveDue(old, due); err != nil {
 				return err
@@ -98,6 +99,9 @@ func (t *Txn) PutKey(k *Key, expect uint64) {
 			return w.put(key, plain, false)
 		}
 		if err := w.moveDue(&Key{Region: n.Region, ID: n.ID}, due); err != nil {
+			return err
+		}
+		if err := w.enterStore(Ref{n.Region, n.ID}, store, external); err != nil {
 			return err
 		}
 		value, err := encode(&listingRecord{multi})
@@ -143,6 +147,9 @@ func (t *Txn) DeleteKey(k *Key) {
 			return err
 		}
 		if err := w.moveDue(old, time.Time{}); err != nil {
+			return err
+		}
+		if err := w.leaveStore(old); err != nil {
 			return err
 		}
 		if err := w.count(old.Account, old.Region, old.Manager, -1); err != nil {

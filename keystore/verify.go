@@ -190,6 +190,14 @@ func (v *verifier) record(r *raw) {
 	case KindTarget:
 		a := value.(*Alias)
 		v.same(r, plain, aliasName(a.Account, a.Region, a.Name))
+	case KindStoreKey:
+		if k := v.lookUpKey(r.key, ref); k != nil && k.CustomKeyStore != n.Account {
+			v.say(r.key, "disagrees with its key")
+		}
+	case KindExternal:
+		if k := v.lookUpKey(r.key, value.(Ref)); k != nil && (k.CustomKeyStore != n.Account || k.ExternalKeyID != n.Name) {
+			v.say(r.key, "disagrees with its key")
+		}
 	case KindDue:
 		if k := v.lookUpKey(r.key, ref); k != nil && k.Due().UnixNano() != int64(n.Number) {
 			v.say(r.key, "disagrees with its key")
@@ -216,6 +224,12 @@ func hasVersion(k *Key, number uint32) bool {
 // it was not imported yet, has expired or lives elsewhere.
 func (v *verifier) key(r *raw, k *Key) {
 	v.lookUp(r.key, listingName(k))
+	if k.CustomKeyStore != "" {
+		v.lookUp(r.key, storeKeyName(k.CustomKeyStore, k.Ref()))
+	}
+	if k.ExternalKeyID != "" {
+		v.lookUp(r.key, externalName(k.CustomKeyStore, k.ExternalKeyID))
+	}
 	if due := k.Due(); !due.IsZero() {
 		v.lookUp(r.key, dueName(k.Ref(), due))
 	}
