@@ -56,6 +56,8 @@ type Options struct {
 	Args    []string    // more flags
 	Env     []string    // more variables, NAME=VALUE
 	TLS     *tls.Config // set when the daemon serves HTTPS: what its clients use
+
+	Coverage *Coverage // what the SDK's clients exercise goes there; nil: nowhere
 }
 
 // A Daemon is one keymill process and what is needed to start it again. Its
@@ -305,7 +307,7 @@ func (d *Daemon) Config(ctx context.Context, region string) (aws.Config, error) 
 	if err != nil {
 		return aws.Config{}, err
 	}
-	cfg.HTTPClient = oneBody{cfg.HTTPClient}
+	cfg.HTTPClient = oneBody{cfg.HTTPClient, d.opts.Coverage}
 	return cfg, nil
 }
 
@@ -315,7 +317,10 @@ func (d *Daemon) Config(ctx context.Context, region string) (aws.Config, error) 
 // is told for a failed write and cuts the connection under the answer. Over a real
 // network nobody is quick enough for that, and the SDK would try again, which the
 // tests must not.
-type oneBody struct{ config.HTTPClient }
+type oneBody struct {
+	config.HTTPClient
+	coverage *Coverage // nil: nobody asks
+}
 
 func (c oneBody) Do(req *http.Request) (*http.Response, error) {
 	if req.Body != nil {
@@ -325,8 +330,26 @@ func (c oneBody) Do(req *http.Request) (*http.Response, error) {
 		}
 		req = req.Clone(req.Context())
 		req.Body = io.NopCloser(bytes.NewReader(body))
+		if c.coverage != nil {
+			return c.observed(req, body)
+		}
 	}
 	return c.HTTPClient.Do(req)
+}
+
+// observed sends a request and notes it with its answer.
+func (c oneBody) observed(req *http.Request, body []byte) (*http.Response, error) {
+	res, err := c.HTTPClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := io.ReadAll(res.Body)
+	if err := errors.Join(err, res.Body.Close()); err != nil {
+		return nil, err
+	}
+	c.coverage.note(req.Header.Get("X-Amz-Target"), body, answer, res.StatusCode == http.StatusOK)
+	res.Body = io.NopCloser(bytes.NewReader(answer))
+	return res, nil
 }
 
 // Client returns an SDK client for a region.

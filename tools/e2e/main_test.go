@@ -40,7 +40,11 @@ func testMain(m *testing.M) int {
 			return 1
 		}
 	}
-	shared, err = Start(context.Background(), Options{Binary: binary, Dir: dir + "/data", Regions: "all"})
+	if coverage, err = NewCoverage("../../daemon/wire/model/kms-2014-11-01.json"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	shared, err = Start(context.Background(), Options{Binary: binary, Dir: dir + "/data", Regions: "all", Coverage: coverage})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -49,6 +53,9 @@ func testMain(m *testing.M) int {
 	if err := shared.Stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "FAIL: the shared daemon:", err)
 		code = 1
+	}
+	if code == 0 && wholeRun() {
+		code = reportCoverage()
 	}
 	if log := shared.Log(); strings.Contains(log, "panic") || strings.Contains(log, "level=ERROR") {
 		fmt.Fprintf(os.Stderr, "FAIL: the shared daemon logged errors:\n%s\n", log)
@@ -64,6 +71,7 @@ func start(t *testing.T, o Options) *Daemon {
 	if o.Binary == "" {
 		o.Binary = binary
 	}
+	o.Coverage = coverage
 	if o.Dir == "" {
 		o.Dir = filepath.Join(t.TempDir(), "data")
 	}
