@@ -37,7 +37,8 @@ import (
 // When a child ends, what it had not answered is not known to have happened. Encrypt,
 // Decrypt, Random and CheckDomainKey change nothing on a token, so they are sent to the
 // next child, once: a request that kills two children is not given a third. It fails
-// with ErrDevice, as do creations of domain keys, which are not repeated. An answer
+// with ErrDevice, as do creations and destructions of domain keys, which are not
+// repeated. An answer
 // that has arrived whole counts; one that is cut short does not exist. So nobody
 // gets an answer that the module did not give to that very request.
 //
@@ -324,9 +325,18 @@ func (r *childRoot) CreateDomainKey(ctx context.Context) (id DomainKeyID, err er
 }
 
 func (r *childRoot) CheckDomainKey(ctx context.Context, id DomainKeyID) error {
+	return r.onDomainKey(ctx, kindCheck, true, id)
+}
+
+func (r *childRoot) DestroyDomainKey(ctx context.Context, id DomainKeyID) error {
+	return r.onDomainKey(ctx, kindDestroy, false, id)
+}
+
+// onDomainKey sends a request about one domain key, whose answer is an error or nothing.
+func (r *childRoot) onDomainKey(ctx context.Context, kind frameKind, again bool, id DomainKeyID) error {
 	var answer error
-	err := r.do(ctx, true, func(n uint64) []byte {
-		return endFrame(append(beginFrame(nil, kindCheck, n), id[:]...))
+	err := r.do(ctx, again, func(n uint64) []byte {
+		return endFrame(append(beginFrame(nil, kind, n), id[:]...))
 	}, func(c *cursor) { answer = c.error() })
 	if err == nil {
 		err = answer

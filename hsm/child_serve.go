@@ -176,6 +176,11 @@ func (s *childServer) request(kind frameKind, body *cursor) func(context.Context
 		return func(ctx context.Context, id uint64) []byte {
 			return appendError(answer(id), s.root.CheckDomainKey(ctx, key))
 		}
+	case kindDestroy:
+		key := body.domainKey()
+		return func(ctx context.Context, id uint64) []byte {
+			return appendError(answer(id), s.root.DestroyDomainKey(ctx, key))
+		}
 	case kindEncrypt, kindDecrypt:
 		return s.batch(kind, body)
 	case kindRandom:

@@ -36,6 +36,7 @@ import (
 //	pong       child   0        empty, at once
 //	create     parent  request  empty
 //	check      parent  request  domain key, 16
+//	destroy    parent  request  domain key, 16
 //	encrypt    parent  request  domain key, 16; strings
 //	decrypt    parent  request  domain key, 16; strings
 //	random     parent  request  2 count, then 4 length each; at most maxRandom in all
@@ -43,7 +44,7 @@ import (
 //	cancel     parent  request  empty: nobody waits for this request any more
 //	answer     child   request  by the request's kind:
 //	             create           error, then domain key, 16, when there is none
-//	             check            error
+//	             check, destroy   error
 //	             encrypt, decrypt each item: error, then a string when there is none
 //	             random           error, then the bytes one after the other
 //	             info             JSON Info
@@ -94,6 +95,7 @@ const (
 	kindInfo
 	kindCancel
 	kindAnswer
+	kindDestroy
 )
 
 // childHello is what the child is told. The PIN is not in it, nor on the command line:
@@ -424,7 +426,7 @@ func CheckFrames(r io.Reader) error {
 			continue // JSON
 		case kindFailed:
 			body.error()
-		case kindCheck:
+		case kindCheck, kindDestroy:
 			body.domainKey()
 		case kindEncrypt, kindDecrypt:
 			body.domainKey()

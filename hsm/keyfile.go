@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,6 +90,16 @@ func (f *keyFile) add(id DomainKeyID, created time.Time, secret []byte) error {
 	copy(s.Bytes(), secret)
 	f.entries = append(f.entries, keyFileKey{id, created, s})
 	return nil
+}
+
+// remove drops a domain key, if it is there.
+func (f *keyFile) remove(id DomainKeyID) {
+	f.entries = slices.DeleteFunc(f.entries, func(e keyFileKey) bool {
+		if e.id == id {
+			e.secret.Wipe()
+		}
+		return e.id == id
+	})
 }
 
 // encode returns the file's bytes, which the caller wipes.

@@ -340,6 +340,26 @@ func (r *pkcs11Root) CheckDomainKey(ctx context.Context, id DomainKeyID) error {
 	})
 }
 
+func (r *pkcs11Root) DestroyDomainKey(ctx context.Context, id DomainKeyID) error {
+	err := r.once(ctx, func(s *session) error {
+		delete(s.keys, id)
+		k, err := s.find(id)
+		if err != nil {
+			return err
+		}
+		rw, err := s.t.openSession(true)
+		if err != nil {
+			return err
+		}
+		defer s.t.closeSession(rw)
+		return s.destroy(rw, k)
+	})
+	if err != nil {
+		return fmt.Errorf("couldn't destroy domain key %s: %w", id, err)
+	}
+	return nil
+}
+
 // once runs f in one session. f's results must be written through variables that are
 // only read when once returns nil.
 func (r *pkcs11Root) once(ctx context.Context, f func(*session) error) error {

@@ -77,8 +77,8 @@ type Item struct {
 //
 // When ctx ends first, what has no result yet fails with the context's error (a
 // deadline also matches [ErrTimeout]). The token may then still be at work: a new
-// domain key may exist although CreateDomainKey failed. Encryption and decryption
-// change nothing on a token.
+// domain key may exist although CreateDomainKey failed, one may be gone although
+// DestroyDomainKey did. Encryption and decryption change nothing on a token.
 type Root interface {
 	// CreateDomainKey makes a new domain key and returns its ID.
 	CreateDomainKey(ctx context.Context) (DomainKeyID, error)
@@ -87,6 +87,10 @@ type Root interface {
 	// an error matching ErrNoDomainKey when it is not there, ErrDuplicateDomainKey
 	// when the ID is not unique, and ErrWeakDomainKey when the key could be read out.
 	CheckDomainKey(ctx context.Context, id DomainKeyID) error
+
+	// DestroyDomainKey removes a domain key for good: whatever it has encrypted is
+	// lost. An error matching ErrNoDomainKey says that it is not there (any more).
+	DestroyDomainKey(ctx context.Context, id DomainKeyID) error
 
 	// Encrypt wraps the KEKs of items under the domain key. What a token returns is
 	// decrypted again and compared before it counts as a result.

@@ -39,11 +39,11 @@ type softwareRoot struct {
 	clock func() time.Time
 	files fileSystem
 
-	// keys is replaced as a whole by CreateDomainKey and set to nil by Close;
-	// the map behind it is never written to.
+	// keys is replaced as a whole by CreateDomainKey and DestroyDomainKey and set to
+	// nil by Close; the map behind it is never written to.
 	keys atomic.Pointer[map[DomainKeyID]*xaes.Key]
 
-	mu sync.Mutex // serialises CreateDomainKey and Close
+	mu sync.Mutex // serialises CreateDomainKey, DestroyDomainKey and Close
 }
 
 // OpenSoftware opens the software root whose domain keys are in the file at path.
@@ -134,6 +134,29 @@ func (r *softwareRoot) CreateDomainKey(ctx context.Context) (DomainKeyID, error)
 	}
 	r.keys.Store(&keys)
 	return id, nil
+}
+
+func (r *softwareRoot) DestroyDomainKey(ctx context.Context, id DomainKeyID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, err := r.key(ctx, id); err != nil {
+		return err
+	}
+	keys := map[DomainKeyID]*xaes.Key{}
+	maps.Copy(keys, *r.keys.Load())
+	delete(keys, id)
+	if r.path != "" {
+		err := r.change(func(f *keyFile) (err error) {
+			f.remove(id)
+			keys, err = f.ciphers()
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("couldn't remove domain key %s: %w", id, err)
+		}
+	}
+	r.keys.Store(&keys)
+	return nil
 }
 
 // key finds a domain key.

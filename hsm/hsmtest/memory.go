@@ -29,6 +29,7 @@ const (
 	Encrypt
 	Decrypt
 	Random
+	DestroyDomainKey
 	numOps
 )
 
@@ -166,6 +167,22 @@ func (m *Memory) CheckDomainKey(ctx context.Context, id hsm.DomainKeyID) error {
 		return f.Err
 	}
 	return m.inner.CheckDomainKey(ctx, id)
+}
+
+// DestroyDomainKey implements hsm.Root.
+func (m *Memory) DestroyDomainKey(ctx context.Context, id hsm.DomainKeyID) error {
+	f, err := m.begin(ctx, DestroyDomainKey, 1)
+	if err != nil {
+		return err
+	}
+	if f != nil && !f.TookEffect {
+		return f.Err
+	}
+	err = m.inner.DestroyDomainKey(ctx, id)
+	if f != nil {
+		return f.Err
+	}
+	return err
 }
 
 // Encrypt implements hsm.Root.
