@@ -74,6 +74,7 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 		return nil, err
 	}
 	s.warn(root)
+	svc.Start()
 	return &service{handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, close: func() error {
 		svc.Close()
 		return shut()

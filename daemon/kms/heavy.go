@@ -109,4 +109,7 @@ func (s *Service) generateKeyPair(spec engine.Spec) (private, public []byte, err
 
 // Close returns when all heavy work is done and ends its threads. Call it when no
 // request is in flight any more; one that comes later is answered with an error.
-func (s *Service) Close() { s.heavy.Close() }
+func (s *Service) Close() {
+	s.stopSchedule()
+	s.heavy.Close()
+}

@@ -58,4 +58,5 @@ func (s *Service) WriteMetrics(w io.Writer) {
 		return true
 	})
 	fmt.Fprintf(w, "keymill_cached_keys %d\n", s.views.Len())
+	s.writeScheduleMetrics(w)
 }

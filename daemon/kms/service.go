@@ -67,6 +67,8 @@ type Service struct {
 	keyRoom   keyRoom
 	exchanges sync.Pool // of *exchange
 	bulk      bulkState
+	sched     scheduler
+	guard     *clockGuard
 }
 
 // New returns a Service on an open store.
@@ -115,6 +117,7 @@ func New(c Config) (*Service, error) {
 		Logger:  c.Logger,
 	})
 	s.exchanges.New = func() any { return newExchange(s) }
+	s.guard = newClockGuard(c.Store, c.Clock, c.Logger)
 	if s.heavy, err = heavyWorkers(c); err != nil {
 		return nil, fmt.Errorf("kms: %w", err)
 	}
