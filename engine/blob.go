@@ -9,7 +9,7 @@ import (
 // The ciphertext blob of symmetric keys:
 //
 //	byte  0       format version, 1
-//	byte  1       scheme: 1 local; 2 token and 3 external store are reserved
+//	byte  1       scheme: 1 local, 3 external store; 2, token, is reserved
 //	byte  2       id kind: 1 UUID, 2 mrk-
 //	bytes 3-18    key id
 //	bytes 19-50   KeyMaterialId
@@ -17,6 +17,15 @@ import (
 //	bytes 51-74   nonce: 12 bytes choose the derived key, 12 are its GCM nonce
 //	...           AES-256-GCM ciphertext
 //	last 16       tag
+//
+// and for that of an external store, where the inner ciphertext is all that
+// follows the header in the local scheme,
+//
+//	byte  51      length of the IV, 12 or 16
+//	byte  52      length of the metadata, 0 to 20
+//	...           IV and metadata, the external key manager's
+//	16 bytes      its tag
+//	...           its AES-GCM ciphertext of the inner ciphertext
 //
 // The first 51 bytes, the header, followed by the canonical encryption context
 // are the associated data. The header has one length, so the seam between the
@@ -42,11 +51,11 @@ const (
 // A Scheme says how the body of a blob was made.
 type Scheme uint8
 
-// The schemes. Blobs of the reserved ones are invalid ciphertexts for now.
+// The schemes. Blobs of a reserved one are invalid ciphertexts for now.
 const (
 	SchemeLocal    Scheme = 1
 	SchemeToken    Scheme = 2 // reserved: material that stays in an HSM
-	SchemeExternal Scheme = 3 // reserved: an external key store
+	SchemeExternal Scheme = 3 // an external key store: external.go
 )
 
 // A BlobHeader is what a blob says in clear.
@@ -60,25 +69,29 @@ type BlobHeader struct {
 // tells whether it is genuine. It fails with ErrInvalidCiphertext.
 func ParseBlob(blob []byte) (BlobHeader, error) {
 	var h BlobHeader
-	if len(blob) < Overhead || blob[0] != blobVersion || Scheme(blob[1]) != SchemeLocal {
+	if len(blob) < Overhead || blob[0] != blobVersion {
 		return h, ErrInvalidCiphertext
+	}
+	switch h.Scheme = Scheme(blob[1]); h.Scheme {
+	case SchemeLocal, SchemeExternal:
+	default:
+		return BlobHeader{}, ErrInvalidCiphertext
 	}
 	switch blob[2] {
 	case idUUID:
 	case idMultiRegion:
 		h.KeyID.MultiRegion = true
 	default:
-		return h, ErrInvalidCiphertext
+		return BlobHeader{}, ErrInvalidCiphertext
 	}
-	h.Scheme = SchemeLocal
 	copy(h.KeyID.ID[:], blob[3:19])
 	copy(h.MaterialID[:], blob[19:headerSize])
 	return h, nil
 }
 
 // makeHeader returns the first bytes of every blob of one key version.
-func makeHeader(id KeyID, m MaterialID) (h [headerSize]byte) {
-	h[0], h[1], h[2] = blobVersion, byte(SchemeLocal), id.kind()
+func makeHeader(s Scheme, id KeyID, m MaterialID) (h [headerSize]byte) {
+	h[0], h[1], h[2] = blobVersion, byte(s), id.kind()
 	copy(h[3:19], id.ID[:])
 	copy(h[19:], m[:])
 	return h

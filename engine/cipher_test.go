@@ -91,14 +91,14 @@ func TestParseBlobRefusals(t *testing.T) {
 	k := keyOf(t, testID, SymmetricDefault, EncryptDecrypt, testMaterial(t, SymmetricDefault))
 	blob := must(t, k, symOp(Encrypt, nil, nil))
 	for name, change := range map[string]func(b []byte) []byte{
-		"empty":           func(b []byte) []byte { return nil },
-		"one byte short":  func(b []byte) []byte { return b[1:] },
-		"version 0":       func(b []byte) []byte { b[0] = 0; return b },
-		"version 2":       func(b []byte) []byte { b[0] = 2; return b },
-		"token scheme":    func(b []byte) []byte { b[1] = byte(SchemeToken); return b },
-		"external scheme": func(b []byte) []byte { b[1] = byte(SchemeExternal); return b },
-		"id kind 0":       func(b []byte) []byte { b[2] = 0; return b },
-		"id kind 3":       func(b []byte) []byte { b[2] = 3; return b },
+		"empty":          func(b []byte) []byte { return nil },
+		"one byte short": func(b []byte) []byte { return b[1:] },
+		"version 0":      func(b []byte) []byte { b[0] = 0; return b },
+		"version 2":      func(b []byte) []byte { b[0] = 2; return b },
+		"token scheme":   func(b []byte) []byte { b[1] = byte(SchemeToken); return b },
+		"unknown scheme": func(b []byte) []byte { b[1] = 4; return b },
+		"id kind 0":      func(b []byte) []byte { b[2] = 0; return b },
+		"id kind 3":      func(b []byte) []byte { b[2] = 3; return b },
 	} {
 		if _, err := ParseBlob(change(bytes.Clone(blob))); err != ErrInvalidCiphertext {
 			t.Errorf("%s: %v", name, err)

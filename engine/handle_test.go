@@ -306,7 +306,7 @@ func TestRefusals(t *testing.T) {
 		{"no verb", sym, Op{Alg: AlgSymmetric}, ErrUsage},
 		{"unknown verb", sym, Op{Verb: 99, Alg: AlgSymmetric}, ErrUsage},
 		{"OAEP with a symmetric key", sym, Op{Verb: Encrypt, Alg: AlgOAEPSHA1}, ErrIncompatible},
-		{"long plaintext", sym, Op{Verb: Encrypt, Alg: AlgSymmetric, In: make([]byte, 4097)}, ErrPlaintextTooLong},
+		{"long plaintext", sym, Op{Verb: Encrypt, Alg: AlgSymmetric, In: make([]byte, 4301)}, ErrPlaintextTooLong},
 		{"P-384's algorithm", ec, Op{Verb: Sign, Alg: AlgECDSASHA384}, ErrIncompatible},
 		{"unknown algorithm", ec, Op{Verb: Sign, Alg: 200}, ErrIncompatible},
 		{"unknown message type", ec, Op{Verb: Sign, Alg: AlgECDSASHA256, Type: 9}, ErrMessageType},

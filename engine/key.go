@@ -69,7 +69,7 @@ type Class uint8
 const (
 	Light Class = iota // under a few microseconds: symmetric, HMAC
 	Heavy              // tens of microseconds to milliseconds: RSA, curves, ML-DSA
-	Token              // waits for a device
+	Token              // waits for a device, or for another service: see waiting.go
 )
 
 // A Key is a handle on one KMS key. It is safe for use by many goroutines.
@@ -87,7 +87,9 @@ type Key interface {
 	// Warm loads what those of ops need whose Err is ErrPending; nil means that
 	// Do is worth another try. Callers that need the same material share one
 	// load, which a caller's context does not cancel for the others. It fails
-	// with ErrPurged when Purge overtook the load.
+	// with ErrPurged when Purge overtook the load. A key that waits for
+	// something outside of this process carries these operations out instead: what
+	// is not ErrPending afterwards is finished; see waiting.go.
 	Warm(ctx context.Context, ops []Op) error
 
 	// Purge drops all material and all derived keys. Operations that Do has
@@ -132,7 +134,7 @@ func NewLocalKey(id KeyID, spec Spec, usage Usage, versions []KeyVersion, curren
 		flights: make(map[int]*flight),
 	}
 	for i, v := range versions {
-		k.headers[i] = makeHeader(id, v.MaterialID)
+		k.headers[i] = makeHeader(SchemeLocal, id, v.MaterialID)
 	}
 	return k
 }

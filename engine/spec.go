@@ -348,6 +348,8 @@ func MaxPlaintext(s Spec, a Algorithm) int {
 	return s.bits()/8 - 2*a.hash().Size() - 2 // RFC 8017, section 7.1.1
 }
 
-// maxSymmetricPlaintext is AWS's limit on the plaintext of Encrypt. The PKCS#8
-// form of the largest data key pair, RSA-4096, is about 2,400 bytes.
-const maxSymmetricPlaintext = 4096
+// maxSymmetricPlaintext is what the API of an external key store proxy must
+// take. AWS's limit on the plaintext of Encrypt, 4,096, is the model's and held
+// by daemon/wire; the PKCS#8 form of the largest data key pair, RSA-4096, is about
+// 2,400 bytes.
+const maxSymmetricPlaintext = 4300

@@ -289,6 +289,9 @@ func (x *exchange) doPart(v *keyView, ops []engine.Op) error {
 		if err := v.handle.Warm(ctx, ops); err != nil && err != engine.ErrPurged {
 			return err
 		}
+		if !pending(ops) {
+			return nil // a key that waits has carried them out
+		}
 		// The ones that were done are done again: cold keys are rare, and no
 		// operation has an effect beyond its result.
 		if err := x.compute(v, ops); err != nil || !pending(ops) {

@@ -160,6 +160,9 @@ func (x *exchange) warm(v *keyView, ops []engine.Op) error {
 		if err := v.handle.Warm(ctx, ops); err != nil && err != engine.ErrPurged {
 			return err
 		}
+		if ops[0].Err != engine.ErrPending {
+			return nil // a key that waits has carried it out
+		}
 		if err := x.compute(v, ops); err != nil {
 			return err
 		}
