@@ -429,11 +429,21 @@ func ParseRecord(n Name, plaintext []byte) (any, error) {
 		var r bytesRecord
 		err := decode(plaintext, &r)
 		return r.Data, err
+	case KindUsage:
+		return decodeUsage(plaintext)
 	case KindExternal:
 		return decodeExternal(plaintext)
 	case KindDue, KindStoreKey:
 		var r dueRecord
 		return nil, decode(plaintext, &r)
+	case KindGrant, KindGrantee:
+		return decodeGrant(&n, plaintext)
+	case KindRetiring:
+		return decodeRetiring(&n, plaintext)
+	case KindGrantName:
+		return decodeGrantName(plaintext)
+	case KindGrantCount:
+		return decodeCount(plaintext)
 	case KindRevision:
 		var r revisionRecord
 		return nil, decode(plaintext, &r)

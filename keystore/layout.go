@@ -27,17 +27,28 @@ const (
 	KindAccessKey Kind = 'c' // name                   AccessKey
 	KindStoreKey  Kind = 's' // key store, region, id  list index: the key lives in that custom key store
 	KindExternal  Kind = 'y' // key store, name        the external key of that name is some key's
+	KindUsage     Kind = 'u' // region, id             how often and when the key was used
 	KindDue       Kind = 'd' // time, region, id       something happens to the key then
 	KindAudit     Kind = 'j' // revision               what SetAudit left
 	KindRecord    Kind = 'x' // name                   general purpose
+)
+
+// The kinds of record that grants have; see grants.go.
+const (
+	KindGrant      Kind = 'g' // region, id, grant id               Grant
+	KindGrantee    Kind = 'h' // region, id, grantee and grant id   copy of the Grant, by its grantee
+	KindRetiring   Kind = 'q' // region, principal and grant        list index: the principal may retire the grant
+	KindGrantName  Kind = 'N' // region, id, name and fingerprint   which Grant it is
+	KindGrantCount Kind = 'G' // region, id                         number of grants
 )
 
 var kindNames = [256]string{
 	KindHeader: "store header", KindRevision: "revision", KindKey: "key", KindListing: "key list entry",
 	KindCount: "key count", KindMaterial: "material", KindPolicy: "key policy", KindTags: "key tags",
 	KindAlias: "alias", KindTarget: "alias list entry", KindPrincipal: "principal", KindAccessKey: "access key",
+	KindGrant: "grant", KindGrantee: "grantee's grant", KindRetiring: "retirable grant", KindGrantName: "grant name", KindGrantCount: "grant count",
 	KindAudit: "audit", KindRecord: "record", KindDue: "due date",
-	KindStoreKey: "key store entry", KindExternal: "external key",
+	KindUsage: "key usage", KindStoreKey: "key store entry", KindExternal: "external key",
 }
 
 // parts says what follows the kind in a storage key:
@@ -53,7 +64,8 @@ var kindNames = [256]string{
 // and every prefix that ends between two parts selects exactly what it names.
 var parts = [256]string{
 	KindKey: "RI", KindListing: "ARI", KindCount: "AR", KindMaterial: "RIV", KindPolicy: "RI", KindTags: "RI",
-	KindAlias: "ARS", KindDue: "NRI",
+	KindAlias: "ARS", KindDue: "NRI", KindUsage: "RI",
+	KindGrant: "RIS", KindGrantee: "RIS", KindRetiring: "RS", KindGrantName: "RIS", KindGrantCount: "RI",
 	KindStoreKey: "ARI", KindExternal: "AS", KindTarget: "RIS", KindPrincipal: "S", KindAccessKey: "S", KindAudit: "N", KindRecord: "S",
 }
 

@@ -29,9 +29,11 @@ func furnish(h *harness) (k *Key, id Identity) {
 		txn.PutMaterial(m, 0)
 		txn.PutPolicy(k.Ref(), "{}", 0)
 		txn.PutTags(k.Ref(), []Tag{{"a", "1"}}, 0)
+		txn.AddUsage(k.Ref(), &Usage{Counts: []OperationCount{{"Sign", 1}}, Operation: "Sign", Time: now})
 		txn.PutAlias(&Alias{Account: account, Region: region, Name: "alias/one", Target: k.ID, Created: now, Updated: now}, 0)
 		txn.PutPrincipal(&Principal{ID: "AIDAROOT", Account: account, ARN: "arn:aws:iam::000000000000:root", Root: true, Created: now}, 0)
 		txn.PutAccessKey(&AccessKey{ID: "AKIAROOT", Account: account, PrincipalID: "AIDAROOT", Secret: []byte("secret"), Active: true, Created: now}, 0)
+		txn.PutGrant(named(testGrant(k.Ref(), 1)), 0)
 		txn.Put("room/name", []byte("value"), 0)
 		txn.SetAudit([]byte("furnished"))
 	})
@@ -48,18 +50,24 @@ func furnish(h *harness) (k *Key, id Identity) {
 func reads(s *Store, k *Key, id Identity) map[Kind]func() error {
 	ref := k.Ref()
 	return map[Kind]func() error{
-		KindKey:       func() error { _, err := s.Key(ref); return err },
-		KindPolicy:    func() error { _, _, err := s.Policy(ref); return err },
-		KindTags:      func() error { _, _, err := s.Tags(ref); return err },
-		KindMaterial:  func() error { _, err := s.OpenMaterial(context.Background(), id); return err },
-		KindAlias:     func() error { _, err := s.Alias(account, region, "alias/one"); return err },
-		KindTarget:    func() error { _, _, err := s.ListKeyAliases(ref, "", 10); return err },
-		KindListing:   func() error { _, _, err := s.ListKeys(account, region, KeyID{}, false, 10); return err },
-		KindCount:     func() error { _, err := s.CountKeys(account, region); return err },
-		KindPrincipal: func() error { _, err := s.Principal("AIDAROOT"); return err },
-		KindAccessKey: func() error { _, err := s.AccessKey("AKIAROOT"); return err },
-		KindAudit:     func() error { _, _, err := s.ListAudit(0, 10); return err },
-		KindRecord:    func() error { _, _, err := s.Get("room/name"); return err },
+		KindKey:        func() error { _, err := s.Key(ref); return err },
+		KindPolicy:     func() error { _, _, err := s.Policy(ref); return err },
+		KindTags:       func() error { _, _, err := s.Tags(ref); return err },
+		KindUsage:      func() error { _, err := s.Usage(ref); return err },
+		KindMaterial:   func() error { _, err := s.OpenMaterial(context.Background(), id); return err },
+		KindAlias:      func() error { _, err := s.Alias(account, region, "alias/one"); return err },
+		KindTarget:     func() error { _, _, err := s.ListKeyAliases(ref, "", 10); return err },
+		KindListing:    func() error { _, _, err := s.ListKeys(account, region, KeyID{}, false, 10); return err },
+		KindCount:      func() error { _, err := s.CountKeys(account, region); return err },
+		KindPrincipal:  func() error { _, err := s.Principal("AIDAROOT"); return err },
+		KindAccessKey:  func() error { _, err := s.AccessKey("AKIAROOT"); return err },
+		KindAudit:      func() error { _, _, err := s.ListAudit(0, 10); return err },
+		KindRecord:     func() error { _, _, err := s.Get("room/name"); return err },
+		KindGrant:      func() error { _, err := s.Grant(ref, grantID(1)); return err },
+		KindGrantee:    func() error { _, _, err := s.ListGranteeGrants(ref, alice, "", 10); return err },
+		KindRetiring:   func() error { _, _, _, err := s.ListRetirable(region, bob, nil, 10); return err },
+		KindGrantName:  func() error { _, err := s.SameGrant(named(testGrant(ref, 1))); return err },
+		KindGrantCount: func() error { _, err := s.CountGrants(ref); return err },
 	}
 }
 

@@ -119,8 +119,8 @@ func (t *Txn) PutKey(k *Key, expect uint64) {
 }
 
 // DeleteKey removes a key as read, and with it everything that belongs to it:
-// all material, policy, tags and aliases. With more than about a hundred
-// aliases that is ErrTooLarge; delete those first.
+// all material, policy, tags, grants and aliases. With more than a few dozen
+// aliases or grants that is ErrTooLarge; delete those first.
 func (t *Txn) DeleteKey(k *Key) {
 	key, ok := t.name(keyName(k.Ref()))
 	if !ok {
@@ -161,7 +161,7 @@ func (t *Txn) DeleteKey(k *Key) {
 
 // deleteBelongings removes what hangs on a key.
 func (w *writer) deleteBelongings(ref Ref) error {
-	for _, n := range []Name{policyName(ref), tagsName(ref)} {
+	for _, n := range []Name{policyName(ref), tagsName(ref), usageName(ref)} {
 		if _, ok, err := w.current(n.key()); err != nil {
 			return err
 		} else if ok {
@@ -169,6 +169,9 @@ func (w *writer) deleteBelongings(ref Ref) error {
 				return err
 			}
 		}
+	}
+	if _, err := w.deleteGrants(ref, nil, MaxChanges); err != nil {
+		return err
 	}
 	materials := materialName(ref, 0)
 	err := w.s.scan(materials.prefix(2), nil, func(r *raw) (bool, error) {

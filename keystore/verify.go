@@ -61,6 +61,7 @@ func (s *Store) Verify(ctx context.Context, progress func(Progress)) error {
 		return errors.Join(append(v.findings, err)...)
 	}
 	v.counters()
+	v.countedGrants()
 	p.Done = true
 	progress(p)
 	return errors.Join(v.findings...)
@@ -71,10 +72,14 @@ func (s *Store) Verify(ctx context.Context, progress func(Progress)) error {
 const maxFindings = 100
 
 type verifier struct {
-	s        *Store
-	snap     *pebble.Snapshot
-	rev      uint64
-	counts   map[Name]uint64
+	s      *Store
+	snap   *pebble.Snapshot
+	rev    uint64
+	counts map[Name]uint64
+	grants struct { // of the key whose grants were seen last
+		ref  Ref
+		seen uint64
+	}
 	findings []error
 }
 
@@ -176,7 +181,7 @@ func (v *verifier) record(r *raw) {
 		if k != nil && !hasVersion(k, n.Version) {
 			v.say(r.key, "its key has no such version")
 		}
-	case KindPolicy, KindTags:
+	case KindPolicy, KindTags, KindUsage:
 		v.lookUpKey(r.key, ref)
 	case KindAlias:
 		a := value.(*Alias)
@@ -202,6 +207,10 @@ func (v *verifier) record(r *raw) {
 		if k := v.lookUpKey(r.key, ref); k != nil && k.Due().UnixNano() != int64(n.Number) {
 			v.say(r.key, "disagrees with its key")
 		}
+	case KindGrant:
+		v.grant(r, plain, value.(*Grant))
+	case KindGrantee, KindRetiring, KindGrantName, KindGrantCount:
+		v.grantEntry(r, plain, value)
 	case KindCount:
 		v.counts[n] -= value.(uint64)
 	case KindAccessKey:
