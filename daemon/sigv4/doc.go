@@ -22,6 +22,9 @@
 // is the lower-case hex SHA-256 of the body; UNSIGNED-PAYLOAD and STREAMING-
 // values belong to S3 and are refused.
 //
+// [Options.NoTarget] is for a service whose requests have no X-Amz-Target; a
+// [Signer] makes requests to such a service.
+//
 // # What is not there
 //
 // SigV4a and presigned requests (X-Amz-Signature and its kin in the query) are

@@ -56,6 +56,9 @@ const DefaultCacheSize = 4096
 type Options struct {
 	// Service is the service name in the credential scope. Empty: "kms".
 	Service string
+	// NoTarget says that the service's requests have no X-Amz-Target, as those
+	// of the XKS proxy protocol. When one is sent, it need not be signed.
+	NoTarget bool
 	// Lookup finds credentials. Required.
 	Lookup Lookup
 	// Region maps the region of a credential scope to a lasting string, and
@@ -75,6 +78,7 @@ type Options struct {
 // A Verifier verifies the signatures of requests. Safe for concurrent use.
 type Verifier struct {
 	service   string
+	noTarget  bool
 	lookup    Lookup
 	region    func([]byte) (string, bool)
 	badRegion string
@@ -90,7 +94,7 @@ func New(o Options) *Verifier {
 	if o.Lookup == nil || o.Region == nil {
 		panic("sigv4: Options.Lookup and Options.Region are required")
 	}
-	v := &Verifier{service: o.Service, lookup: o.Lookup, region: o.Region, clock: o.Clock, logger: o.Logger}
+	v := &Verifier{service: o.Service, noTarget: o.NoTarget, lookup: o.Lookup, region: o.Region, clock: o.Clock, logger: o.Logger}
 	if v.service == "" {
 		v.service = "kms"
 	}
@@ -234,7 +238,7 @@ func (f *found) scan(headers []Header) {
 }
 
 func (v *Verifier) verify(s *scratch, r *Request, res *Result) *wire.Error {
-	requestTime, err := s.structure(r)
+	requestTime, err := s.structure(r, v.noTarget)
 	if err != nil {
 		return err
 	}
@@ -288,7 +292,7 @@ func (v *Verifier) verify(s *scratch, r *Request, res *Result) *wire.Error {
 
 // structure makes every check that needs nothing but the request, and returns
 // its time.
-func (s *scratch) structure(r *Request) (int64, *wire.Error) {
+func (s *scratch) structure(r *Request, noTarget bool) (int64, *wire.Error) {
 	if len(r.Headers) > maxHeaders || len(r.Path) > maxTarget || len(r.Query) > maxTarget {
 		return 0, wire.NewError(codeIncomplete, "The request is too large to verify: at most %d headers, %d bytes of path and %d of query.",
 			maxHeaders, maxTarget, maxTarget)
@@ -316,11 +320,11 @@ func (s *scratch) structure(r *Request) (int64, *wire.Error) {
 	if err := s.resolveSigned(r.Headers); err != nil {
 		return 0, err
 	}
-	return requestTime, f.check()
+	return requestTime, f.check(noTarget)
 }
 
 // check applies the rules on single headers.
-func (f *found) check() *wire.Error {
+func (f *found) check(noTarget bool) *wire.Error {
 	for _, h := range [...]struct {
 		name   string
 		count  int
@@ -329,7 +333,7 @@ func (f *found) check() *wire.Error {
 	}{
 		{"Host", f.hosts, true, f.signsHost},
 		{"X-Amz-Date", f.dates, true, f.signsDate},
-		{"X-Amz-Target", f.targets, true, f.signsTarget},
+		{"X-Amz-Target", f.targets, !noTarget, f.signsTarget},
 		{"X-Amz-Security-Token", f.tokens, f.tokens > 0, f.signsToken},
 		{"X-Amz-Content-Sha256", f.hashes, false, true},
 	} {
