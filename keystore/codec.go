@@ -56,6 +56,7 @@ type keyRecord struct {
 	CustomKeyStore    string          `cbor:"21,keyasint,omitempty"`
 	ExternalKeyID     string          `cbor:"22,keyasint,omitempty"`
 	TokenKeyID        []byte          `cbor:"23,keyasint,omitempty"`
+	Destroying        bool            `cbor:"24,keyasint,omitempty"`
 }
 
 type versionRecord struct {
@@ -226,6 +227,7 @@ func encodeKey(k *Key) ([]byte, error) {
 		RotationPeriod: k.RotationPeriodDays, OnDemandRotations: k.OnDemandRotations,
 		PrimaryRegion: k.PrimaryRegion, ReplicaRegions: k.ReplicaRegions,
 		CustomKeyStore: k.CustomKeyStore, ExternalKeyID: k.ExternalKeyID, TokenKeyID: k.TokenKeyID,
+		Destroying: k.Destroying,
 	}
 	err := times(nil, &r.Created, k.Created, &r.DeletionDate, k.DeletionDate, &r.NextRotation, k.NextRotation)
 	if k.Account == "" || len(k.Versions) > MaxVersions || k.PendingWindowDays < 0 || k.RotationPeriodDays < 0 || k.OnDemandRotations < 0 {
@@ -260,6 +262,7 @@ func decodeKey(n *Name, b []byte) (*Key, error) {
 		RotationPeriodDays: r.RotationPeriod, NextRotation: getTime(r.NextRotation), OnDemandRotations: r.OnDemandRotations,
 		PrimaryRegion: r.PrimaryRegion, ReplicaRegions: r.ReplicaRegions,
 		CustomKeyStore: r.CustomKeyStore, ExternalKeyID: r.ExternalKeyID, TokenKeyID: r.TokenKeyID,
+		Destroying: r.Destroying,
 	}
 	if k.Account == "" || len(r.Versions) > MaxVersions || min(r.Created, r.DeletionDate, r.NextRotation) < 0 ||
 		min(r.PendingWindowDays, r.RotationPeriod, r.OnDemandRotations) < 0 {

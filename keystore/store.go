@@ -143,6 +143,7 @@ func (s *Store) openDB(o Options) error {
 		MemTableStopWritesThreshold: 4,
 		MaxOpenFiles:                500,
 		ErrorIfNotExists:            o.MustExist,
+		Cleaner:                     eraser{},
 		Lock:                        lock,
 	}
 	// Sealed values do not compress. Filters let a look-up skip tables; the

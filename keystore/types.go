@@ -40,6 +40,7 @@ type Key struct {
 
 	DeletionDate      time.Time // zero unless deletion is scheduled
 	PendingWindowDays int32
+	Destroying        bool // deletion has begun and goes on: nothing may use or change the key
 
 	Versions       []Version // oldest first, at most MaxVersions
 	CurrentVersion uint32    // Number of the version in use; 0 means the last one

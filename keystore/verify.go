@@ -245,15 +245,19 @@ func (v *verifier) key(r *raw, k *Key) {
 	if k.Manager == ManagerCustomer {
 		v.counts[countName(k.Account, k.Region)]++
 	}
-	if k.Origin == originLocal {
+	if k.Origin == originLocal && !k.Destroying && k.State != stateCreating {
 		for _, version := range k.Versions {
 			v.lookUp(r.key, materialName(k.Ref(), version.Number))
 		}
 	}
 }
 
-// originLocal is the Origin of keys whose every version has material here.
-const originLocal = "AWS_KMS"
+// originLocal is the Origin of keys whose every version has material here, but
+// while the key is being made or destroyed in pieces.
+const (
+	originLocal   = "AWS_KMS"
+	stateCreating = "Creating"
+)
 
 // lookUp reports a record that needs another which is not there.
 func (v *verifier) lookUp(from []byte, n Name) (plain []byte) {
