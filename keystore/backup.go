@@ -117,8 +117,9 @@ func (s *Store) backup(ctx context.Context, dir string) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
+	header := s.Header()
 	m := Manifest{
-		Format: backupFormat, StoreID: hex.EncodeToString(s.header.StoreID[:]), DomainKey: s.header.DomainKey.String(),
+		Format: backupFormat, StoreID: hex.EncodeToString(header.StoreID[:]), DomainKey: header.DomainKey.String(),
 		Revision: s.Revision(), Created: s.clock().UTC(),
 	}
 	if err := s.fs.MkdirAll(dir, 0o700); err != nil {

@@ -198,8 +198,15 @@ func (w *writer) finish() error {
 // again. The context is looked at before anything is applied; from then on the
 // commit takes its course.
 func (t *Txn) Commit(ctx context.Context) (uint64, error) {
+	if t.used {
+		return 0, fmt.Errorf("%w: the transaction was committed before", ErrInvalid)
+	}
+	t.used = true
 	s := t.s
 	fl, err := t.apply(ctx)
+	if errors.Is(err, errRetired) {
+		fl, err = t.applyRewrapped(ctx)
+	}
 	t.wipe()
 	if err != nil {
 		if errors.Is(err, ErrConflict) {
@@ -219,10 +226,6 @@ func (t *Txn) Commit(ctx context.Context) (uint64, error) {
 
 // apply is the part of Commit under mu.
 func (t *Txn) apply(ctx context.Context) (*inflight, error) {
-	if t.used {
-		return nil, fmt.Errorf("%w: the transaction was committed before", ErrInvalid)
-	}
-	t.used = true
 	if t.err != nil {
 		return nil, t.err
 	}
@@ -237,6 +240,9 @@ func (t *Txn) apply(ctx context.Context) (*inflight, error) {
 	}
 	if err := s.Err(); err != nil {
 		return nil, err
+	}
+	if t.retired() {
+		return nil, errRetired // nothing was done: apply may be called again
 	}
 	w.reset()
 	defer w.reset()
@@ -281,6 +287,9 @@ func (t *Txn) apply(ctx context.Context) (*inflight, error) {
 	}
 	revisionKey := []byte{byte(KindRevision)}
 	fl.batch.Set(revisionKey, sealRecord(nil, s.key, revisionKey, revisionValue, fl.rev), nil)
+	if t.move != nil {
+		t.move.write(fl.batch)
+	}
 
 	s.tail.Store(fl) // before anybody can see an effect
 	var err error
@@ -298,6 +307,9 @@ func (t *Txn) apply(ctx context.Context) (*inflight, error) {
 		fl.err = s.poison(err)
 		close(fl.done)
 		return nil, fl.err
+	}
+	if t.move != nil {
+		t.move.apply(s)
 	}
 	return fl, nil
 }

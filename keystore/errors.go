@@ -22,6 +22,10 @@ var (
 	// ErrCompacted: the revision to watch from is no longer, or not, in memory.
 	// Read everything again and watch from the present.
 	ErrCompacted = errors.New("keystore: revision no longer in the watch history")
+	// ErrRewrapping: somebody moves the store to another domain key just now.
+	ErrRewrapping = errors.New("keystore: the store is being moved to another domain key already")
+	// ErrNoRewrap: no move to another domain key has begun.
+	ErrNoRewrap = errors.New("keystore: no move to another domain key has begun")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("keystore: closed")
 

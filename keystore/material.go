@@ -6,6 +6,7 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"keymill/hsm"
@@ -73,7 +74,7 @@ func (s *Store) SealMaterial(ctx context.Context, id Identity, secret []byte) (*
 		arena.Wipe(kek)
 		return nil, err
 	}
-	domain := s.header.DomainKey
+	domain := s.under.Load().target
 	wrapped, err := s.wrap.do(ctx, domain, kek) // wipes kek
 	if err != nil {
 		return nil, fmt.Errorf("keystore: could not wrap a key-encryption key: %w", err)
@@ -110,6 +111,15 @@ type openFlight struct {
 // material. ErrTampered: it is not this identity's. Errors of the root pass
 // through: see hsm.Classify.
 func (s *Store) OpenMaterial(ctx context.Context, id Identity) (secret []byte, err error) {
+	secret, err = s.openMaterial(ctx, id)
+	if errors.Is(err, hsm.ErrNoDomainKey) && len(s.under.Load().retired) > 0 {
+		// The store has moved to another root since the record was read.
+		secret, err = s.openMaterial(ctx, id)
+	}
+	return secret, err
+}
+
+func (s *Store) openMaterial(ctx context.Context, id Identity) (secret []byte, err error) {
 	aad, err := id.aad()
 	if err != nil {
 		return nil, err

@@ -35,7 +35,8 @@ type Options struct {
 	// the owner only.
 	Dir string
 	// Root unwraps the store key and the keys of materials. It is not closed by
-	// the store.
+	// the store. It is an hsm.Composite where the store is to move from one root
+	// to another, see Rewrap.
 	Root hsm.Root
 	// Clock stamps the header and backups; nil means time.Now.
 	Clock func() time.Time
@@ -66,7 +67,6 @@ type Store struct {
 	root   hsm.Root
 	clock  func() time.Time
 	log    *slog.Logger
-	header *Header
 	key    *xaes.Key
 	noSync bool
 
@@ -80,9 +80,14 @@ type Store struct {
 	closed  bool                     // guarded by mu
 	tail    atomic.Pointer[inflight] // the newest commit; written under mu
 	durable atomic.Uint64            // revision up to which everything is on disk
+	header  atomic.Pointer[Header]   // written under mu
+	under   atomic.Pointer[domain]   // written under mu; see rewrap.go
 	failure atomic.Pointer[error]    // set once, by poison
 
 	history history
+
+	rewrapping sync.Mutex                                 // held by who moves the store to another domain key
+	pause      func(context.Context, time.Duration) error // replaced in tests
 
 	opens struct { // see material.go
 		mu      sync.Mutex
@@ -110,7 +115,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if s.fs == nil {
 		s.fs = privateFS{vfs.Default}
 	}
-	s.w.s = s
+	s.w.s, s.pause = s, pause
 	s.wrap = newCombiner(o.Root.Encrypt)
 	s.unwrap = newCombiner(o.Root.Decrypt)
 	s.opens.flights = make(map[openKey]*openFlight)
@@ -209,19 +214,20 @@ func (s *Store) loadHeader(ctx context.Context, o Options) error {
 	} else if err != nil {
 		return s.readError(headerKey, err)
 	}
-	s.header, err = ParseHeader(raw)
+	header, err := ParseHeader(raw)
 	closer.Close()
 	if err != nil {
 		return err
 	}
-	storeKey, err := s.unwrapStoreKey(ctx)
+	storeKey, err := s.unwrapStoreKey(ctx, header)
 	if err != nil {
 		return err
 	}
 	defer arena.Wipe(storeKey)
-	if !s.header.authentic(storeKey) {
+	if !header.authentic(storeKey) {
 		return tampered(headerKey, "does not authenticate: it was changed")
 	}
+	s.header.Store(header)
 	if s.key, err = xaes.New(storeKey); err != nil {
 		return err
 	}
@@ -230,14 +236,14 @@ func (s *Store) loadHeader(ctx context.Context, o Options) error {
 
 // unwrapStoreKey asks the root for the store key. A root that has no such
 // domain key, or one with other contents, is not this store's.
-func (s *Store) unwrapStoreKey(ctx context.Context) ([]byte, error) {
-	id := s.header.DomainKey
+func (s *Store) unwrapStoreKey(ctx context.Context, header *Header) ([]byte, error) {
+	id := header.DomainKey
 	if err := s.root.CheckDomainKey(ctx, id); errors.Is(err, hsm.ErrNoDomainKey) {
-		return nil, fmt.Errorf("%w: it needs domain key %s, which this one does not hold; start with the root the store was made with", ErrWrongRoot, id)
+		return nil, fmt.Errorf("%w: it needs domain key %s, which this one does not hold; start with the root the store was made with, or was last moved to by keymill rewrap", ErrWrongRoot, id)
 	} else if err != nil {
 		return nil, fmt.Errorf("keystore: could not look for domain key %s: %w", id, err)
 	}
-	items := []hsm.Item{{In: s.header.WrappedKey}}
+	items := []hsm.Item{{In: header.WrappedKey}}
 	s.root.Decrypt(ctx, id, items)
 	switch it := items[0]; {
 	case it.Err != nil && !errors.Is(it.Err, hsm.ErrBadWrapped):
@@ -283,14 +289,15 @@ func (s *Store) create(ctx context.Context, o Options) error {
 	if n := len(items[0].Out); n == 0 || n > maxWrapped {
 		return fmt.Errorf("keystore: the root wrapped the store key to %d bytes", n)
 	}
-	s.header = &Header{Format: storeFormat, DomainKey: id, Created: s.clock(), WrappedKey: items[0].Out}
-	rand.Read(s.header.StoreID[:])
+	header := &Header{Format: storeFormat, DomainKey: id, Created: s.clock(), WrappedKey: items[0].Out}
+	rand.Read(header.StoreID[:])
 	if s.key, err = xaes.New(storeKey); err != nil {
 		return err
 	}
 	batch := s.db.NewBatch()
 	defer batch.Close()
-	batch.Set(Name{Kind: KindHeader}.key(), s.header.marshal(storeKey), nil)
+	batch.Set(Name{Kind: KindHeader}.key(), header.marshal(storeKey), nil)
+	s.header.Store(header)
 	revisionKey := Name{Kind: KindRevision}.key()
 	value, err := encode(&revisionRecord{})
 	if err != nil {
@@ -325,11 +332,11 @@ func (s *Store) start() error {
 	s.tail.Store(settled)
 	s.durable.Store(rev)
 	s.history.start(rev)
-	return nil
+	return s.findDomain()
 }
 
 // Header returns what identifies the store. The caller must not change it.
-func (s *Store) Header() *Header { return s.header }
+func (s *Store) Header() *Header { return s.header.Load() }
 
 // Revision returns the revision up to which everything is durable.
 func (s *Store) Revision() uint64 { return s.durable.Load() }

@@ -29,6 +29,8 @@ type Txn struct {
 	ops   []func(*writer) error
 	plain [][]byte // wiped after Commit
 	audit []byte
+	kept  []*sealedPut // materials among the ops; see rewrap.go
+	move  *move        // of a commit that moves the store to another domain key
 	err   error
 	used  bool
 }
@@ -232,6 +234,11 @@ func (w *writer) count(account, region, manager string, by int) error {
 
 // belongs writes a record of a key, which must exist after the commit.
 func (t *Txn) belongs(n Name, plain []byte, expect uint64) {
+	t.belongsLater(n, func() []byte { return plain }, expect)
+}
+
+// belongsLater is belongs with a value that is looked up when the commit is applied.
+func (t *Txn) belongsLater(n Name, plain func() []byte, expect uint64) {
 	key, ok := t.name(n)
 	if !ok {
 		return
@@ -241,7 +248,7 @@ func (t *Txn) belongs(n Name, plain []byte, expect uint64) {
 			return err
 		}
 		w.keys[Ref{n.Region, n.ID}] = struct{}{}
-		return w.put(key, plain, false)
+		return w.put(key, plain(), false)
 	})
 }
 
@@ -260,10 +267,14 @@ func (t *Txn) remove(n Name, expect uint64) {
 	})
 }
 
-// PutMaterial writes the sealed secret of one key version.
+// PutMaterial writes the sealed secret of one key version. Its key-encryption key
+// may be under a domain key that the store has begun to move away from: Commit has
+// it wrapped anew then.
 func (t *Txn) PutMaterial(m *Material, expect uint64) {
 	if plain, ok := t.value(encodeMaterial(m)); ok {
-		t.belongs(materialName(m.Ref, m.Version), plain, expect)
+		put := &sealedPut{name: materialName(m.Ref, m.Version), domain: m.DomainKey, plain: plain}
+		t.kept = append(t.kept, put)
+		t.belongsLater(put.name, func() []byte { return put.plain }, expect)
 	}
 }
 

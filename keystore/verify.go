@@ -32,9 +32,11 @@ func (s *Store) Verify(ctx context.Context, progress func(Progress)) error {
 	if progress == nil {
 		progress = func(Progress) {}
 	}
-	snap := s.db.NewSnapshot()
+	s.mu.Lock() // no commit is between the storage engine and the header in memory
+	snap, header := s.db.NewSnapshot(), s.header.Load()
+	s.mu.Unlock()
 	defer snap.Close()
-	v := verifier{s: s, snap: snap, counts: make(map[Name]uint64)}
+	v := verifier{s: s, snap: snap, expected: header, counts: make(map[Name]uint64)}
 	var p Progress
 	err := v.newest()
 	if err == nil {
@@ -72,11 +74,12 @@ func (s *Store) Verify(ctx context.Context, progress func(Progress)) error {
 const maxFindings = 100
 
 type verifier struct {
-	s      *Store
-	snap   *pebble.Snapshot
-	rev    uint64
-	counts map[Name]uint64
-	grants struct { // of the key whose grants were seen last
+	s        *Store
+	snap     *pebble.Snapshot
+	expected *Header
+	rev      uint64
+	counts   map[Name]uint64
+	grants   struct { // of the key whose grants were seen last
 		ref  Ref
 		seen uint64
 	}
@@ -147,7 +150,7 @@ func (v *verifier) header(r *raw) {
 	switch {
 	case err != nil:
 		v.finding(err)
-	case !bytes.Equal(h.append(nil), v.s.header.append(nil)) || !bytes.Equal(h.mac, v.s.header.mac):
+	case !bytes.Equal(h.append(nil), v.expected.append(nil)) || !bytes.Equal(h.mac, v.expected.mac):
 		v.say(r.key, "changed since the store was opened")
 	}
 }
