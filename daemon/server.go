@@ -235,6 +235,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer func() { quiet = stopControl() && quiet }()
 
 	s.http = s.newHTTPServer(s.service.handler)
+	apiLn = newDeadlines(time.Now).listener(apiLn)
 	if s.tls != nil {
 		apiLn = s.tls.listener(apiLn)
 	}
