@@ -9,7 +9,7 @@ import (
 // The ciphertext blob of symmetric keys:
 //
 //	byte  0       format version, 1
-//	byte  1       scheme: 1 local, 3 external store; 2, token, is reserved
+//	byte  1       scheme: 1 local, 2 token, 3 external store
 //	byte  2       id kind: 1 UUID, 2 mrk-
 //	bytes 3-18    key id
 //	bytes 19-50   KeyMaterialId
@@ -18,7 +18,8 @@ import (
 //	...           AES-256-GCM ciphertext
 //	last 16       tag
 //
-// and for that of an external store, where the inner ciphertext is all that
+// for the token scheme the sealed form of package hsm (format, IV, ciphertext and
+// tag), and for that of an external store, where the inner ciphertext is all that
 // follows the header in the local scheme,
 //
 //	byte  51      length of the IV, 12 or 16
@@ -51,10 +52,10 @@ const (
 // A Scheme says how the body of a blob was made.
 type Scheme uint8
 
-// The schemes. Blobs of a reserved one are invalid ciphertexts for now.
+// The schemes.
 const (
 	SchemeLocal    Scheme = 1
-	SchemeToken    Scheme = 2 // reserved: material that stays in an HSM
+	SchemeToken    Scheme = 2 // material that stays in an HSM: tokenkey.go
 	SchemeExternal Scheme = 3 // an external key store: external.go
 )
 
@@ -69,12 +70,18 @@ type BlobHeader struct {
 // tells whether it is genuine. It fails with ErrInvalidCiphertext.
 func ParseBlob(blob []byte) (BlobHeader, error) {
 	var h BlobHeader
-	if len(blob) < Overhead || blob[0] != blobVersion {
+	if len(blob) < headerSize || blob[0] != blobVersion {
 		return h, ErrInvalidCiphertext
 	}
+	least := Overhead
 	switch h.Scheme = Scheme(blob[1]); h.Scheme {
 	case SchemeLocal, SchemeExternal:
+	case SchemeToken:
+		least = TokenMinimum
 	default:
+		return BlobHeader{}, ErrInvalidCiphertext
+	}
+	if len(blob) < least {
 		return BlobHeader{}, ErrInvalidCiphertext
 	}
 	switch blob[2] {

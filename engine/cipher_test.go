@@ -85,7 +85,7 @@ func TestInvalidCiphertexts(t *testing.T) {
 	fails("under another version's header", append(bytes.Clone(old[:headerSize]), blob[headerSize:]...), ctx)
 }
 
-// TestParseBlobRefusals: reserved schemes, unknown versions and id kinds, and
+// TestParseBlobRefusals: unknown schemes, versions and id kinds, and
 // anything too short are invalid ciphertexts.
 func TestParseBlobRefusals(t *testing.T) {
 	k := keyOf(t, testID, SymmetricDefault, EncryptDecrypt, testMaterial(t, SymmetricDefault))
@@ -95,7 +95,7 @@ func TestParseBlobRefusals(t *testing.T) {
 		"one byte short": func(b []byte) []byte { return b[1:] },
 		"version 0":      func(b []byte) []byte { b[0] = 0; return b },
 		"version 2":      func(b []byte) []byte { b[0] = 2; return b },
-		"token scheme":   func(b []byte) []byte { b[1] = byte(SchemeToken); return b },
+		"short token":    func(b []byte) []byte { b[1] = byte(SchemeToken); return b[:TokenMinimum-1] },
 		"unknown scheme": func(b []byte) []byte { b[1] = 4; return b },
 		"id kind 0":      func(b []byte) []byte { b[2] = 0; return b },
 		"id kind 3":      func(b []byte) []byte { b[2] = 3; return b },

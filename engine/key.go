@@ -278,16 +278,18 @@ func (k *local) publicKey() (publicKey, error) {
 
 // check refuses what does not fit the key's usage and spec, the algorithm or
 // the limits, before anything is loaded for it.
-func (k *local) check(op *Op) error {
-	if op.Verb == 0 || op.Verb >= numVerbs || verbUsage[op.Verb] != k.usage {
+func (k *local) check(op *Op) error { return checkOp(k.spec, k.usage, op) }
+
+func checkOp(spec Spec, usage Usage, op *Op) error {
+	if op.Verb == 0 || op.Verb >= numVerbs || verbUsage[op.Verb] != usage {
 		return ErrUsage
 	}
-	if !k.spec.Supports(k.usage, op.Alg) {
+	if !spec.Supports(usage, op.Alg) {
 		return ErrIncompatible
 	}
 	switch op.Verb {
 	case Encrypt:
-		if len(op.In) > MaxPlaintext(k.spec, op.Alg) {
+		if len(op.In) > MaxPlaintext(spec, op.Alg) {
 			return ErrPlaintextTooLong
 		}
 	case Sign, Verify:

@@ -119,19 +119,20 @@ const (
 
 // Info describes an open root.
 type Info struct {
-	Kind      string // KindSoftware or KindPKCS11
-	Location  string // key file, or path of the PKCS#11 module
-	Library   string // PKCS#11: the library's description and version
-	Token     string // PKCS#11: token label
-	Serial    string // PKCS#11: token serial number
-	Model     string // PKCS#11: manufacturer and model
-	Mechanism string // how KEKs are encrypted, e.g. "CKM_AES_GCM, IV ours"
-	Random    string // where random bytes come from
-	Sessions  int    // PKCS#11: sessions that can work now
-	InUse     int    // PKCS#11: sessions that are used at once under load, see sched.go
-	Stuck     int    // PKCS#11: calls that never came back from the module
-	Process   int    // PKCS#11: process that has the module loaded; 0 when it is this one, or none runs
-	Restarts  int    // PKCS#11: how often that process ended and was replaced
+	Kind      string         // KindSoftware or KindPKCS11
+	Location  string         // key file, or path of the PKCS#11 module
+	Library   string         // PKCS#11: the library's description and version
+	Token     string         // PKCS#11: token label
+	Serial    string         // PKCS#11: token serial number
+	Model     string         // PKCS#11: manufacturer and model
+	Mechanism string         // how KEKs are encrypted, e.g. "CKM_AES_GCM, IV ours"
+	Random    string         // where random bytes come from
+	Sessions  int            // PKCS#11: sessions that can work now
+	InUse     int            // PKCS#11: sessions that are used at once under load, see sched.go
+	Stuck     int            // PKCS#11: calls that never came back from the module
+	Process   int            // PKCS#11: process that has the module loaded; 0 when it is this one, or none runs
+	Restarts  int            // PKCS#11: how often that process ended and was replaced
+	Keys      []TokenKeySpec // OpenToken: the keys that the token can hold
 	Notices   []string
 }
 
