@@ -12,40 +12,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/emmansun/gmsm/sm2"
+	"keymill/engine/wraptest"
 )
-
-// wrapBlocks is the wrapping half of RFC 3394, section 2.2.1, for the tests.
-func wrapBlocks(t testing.TB, kek, check, padded []byte) []byte {
-	t.Helper()
-	block, err := aes.NewCipher(kek)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := slices.Concat(check, padded)
-	if len(out) == 16 {
-		block.Encrypt(out, out)
-		return out
-	}
-	n := len(padded) / 8
-	var b [16]byte
-	for j := range 6 {
-		for i := 1; i <= n; i++ {
-			copy(b[:], out[:8])
-			copy(b[8:], out[8*i:])
-			block.Encrypt(b[:], b[:])
-			binary.BigEndian.PutUint64(out, binary.BigEndian.Uint64(b[:])^uint64(n*j+i))
-			copy(out[8*i:8*i+8], b[8:])
-		}
-	}
-	return out
-}
-
-func wrapKWP(t testing.TB, kek, key []byte) []byte {
-	t.Helper()
-	check := binary.BigEndian.AppendUint32([]byte{0xa6, 0x59, 0x59, 0xa6}, uint32(len(key)))
-	return wrapBlocks(t, kek, check, append(bytes.Clone(key), make([]byte, (8-len(key)%8)%8)...))
-}
 
 // TestKeyWrapVectors: RFC 3394, sections 4.1, 4.3 and 4.6, and RFC 5649, section 6.
 func TestKeyWrapVectors(t *testing.T) {
@@ -59,7 +27,7 @@ func TestKeyWrapVectors(t *testing.T) {
 	} {
 		kek, key, wrapped := unhex(t, v.kek), unhex(t, v.key), unhex(t, v.wrapped)
 		check := bytes.Repeat([]byte{0xa6}, 8)
-		if got := wrapBlocks(t, kek, check, key); !bytes.Equal(got, wrapped) {
+		if got := wraptest.Blocks(kek, check, key); !bytes.Equal(got, wrapped) {
 			t.Errorf("wrapping gives %x", got)
 		}
 		block, err := aes.NewCipher(kek)
@@ -90,7 +58,7 @@ func TestKeyWrapRefusals(t *testing.T) {
 	kek := bytes.Repeat([]byte{7}, 32)
 	for n := 1; n <= 70; n++ {
 		key := bytes.Repeat([]byte{0xff}, n)
-		wrapped := wrapKWP(t, kek, key)
+		wrapped := wraptest.KWP(kek, key)
 		if got, err := unwrapKWP(kek, wrapped); err != nil || !bytes.Equal(got, key) {
 			t.Fatalf("%d bytes: %x, %v", n, got, err)
 		}
@@ -109,13 +77,13 @@ func TestKeyWrapRefusals(t *testing.T) {
 	dirty := bytes.Clone(padded)
 	dirty[23] = 1
 	for name, in := range map[string][]byte{
-		"size too small":    wrapBlocks(t, kek, check(0xa65959a6, 16), padded),
-		"size too large":    wrapBlocks(t, kek, check(0xa65959a6, 25), padded),
-		"size over 2^31":    wrapBlocks(t, kek, check(0xa65959a6, 0x80000014), padded),
-		"padding":           wrapBlocks(t, kek, check(0xa65959a6, 20), dirty),
-		"other check":       wrapBlocks(t, kek, check(0xa6a6a6a6, 20), padded),
-		"RFC 3394":          wrapBlocks(t, kek, bytes.Repeat([]byte{0xa6}, 8), padded),
-		"nothing in it":     wrapBlocks(t, kek, check(0xa65959a6, 0), make([]byte, 8)),
+		"size too small":    wraptest.Blocks(kek, check(0xa65959a6, 16), padded),
+		"size too large":    wraptest.Blocks(kek, check(0xa65959a6, 25), padded),
+		"size over 2^31":    wraptest.Blocks(kek, check(0xa65959a6, 0x80000014), padded),
+		"padding":           wraptest.Blocks(kek, check(0xa65959a6, 20), dirty),
+		"other check":       wraptest.Blocks(kek, check(0xa6a6a6a6, 20), padded),
+		"RFC 3394":          wraptest.Blocks(kek, bytes.Repeat([]byte{0xa6}, 8), padded),
+		"nothing in it":     wraptest.Blocks(kek, check(0xa65959a6, 0), make([]byte, 8)),
 		"one block":         make([]byte, 8),
 		"not whole":         make([]byte, 17),
 		"empty":             nil,
@@ -125,7 +93,7 @@ func TestKeyWrapRefusals(t *testing.T) {
 			t.Errorf("%s: %x, %v", name, got, err)
 		}
 	}
-	if got, err := unwrapKWP(kek, wrapBlocks(t, kek, check(0xa65959a6, 20), padded)); err != nil || len(got) != 20 {
+	if got, err := unwrapKWP(kek, wraptest.Blocks(kek, check(0xa65959a6, 20), padded)); err != nil || len(got) != 20 {
 		t.Errorf("the sound one: %x, %v", got, err)
 	}
 }
@@ -176,34 +144,11 @@ func TestCarries(t *testing.T) {
 // wrap is the sender's side of every wrapping.
 func wrap(t testing.TB, w Wrapping, spki, material []byte) []byte {
 	t.Helper()
-	if w == WrapSM2PKE {
-		key, err := parseSM2Public(spki)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := sm2.EncryptASN1(rand.Reader, key.(*sm2Public).key, material)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
-	key, err := x509.ParsePKIXPublicKey(spki)
+	out, err := wraptest.Wrap(w.String(), spki, material)
 	if err != nil {
 		t.Fatal(err)
 	}
-	oaep := func(in []byte) []byte {
-		out, err := rsa.EncryptOAEP(w.newHash(), rand.Reader, key.(*rsa.PublicKey), in, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return out
-	}
-	if w == WrapOAEPSHA1 || w == WrapOAEPSHA256 {
-		return oaep(material)
-	}
-	kek := make([]byte, wrapKeySize)
-	Random(kek)
-	return append(oaep(kek), wrapKWP(t, kek, material)...)
+	return out
 }
 
 // TestUnwrap sends material of every spec through everything that carries it, and
@@ -288,7 +233,7 @@ func TestUnwrap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Unwrap(WrapAESSHA256, RSA2048, p.pkcs8, append(first, wrapKWP(t, short, make([]byte, 32))...)); err != ErrInvalidCiphertext {
+	if _, err := Unwrap(WrapAESSHA256, RSA2048, p.pkcs8, append(first, wraptest.KWP(short, make([]byte, 32))...)); err != ErrInvalidCiphertext {
 		t.Errorf("an AES-128 key: %v", err)
 	}
 }
@@ -426,17 +371,17 @@ func ber(t testing.TB, der []byte) []byte {
 // FuzzUnwrapKWP: nothing unwraps but what wrapping makes.
 func FuzzUnwrapKWP(f *testing.F) {
 	kek := bytes.Repeat([]byte{3}, 32)
-	f.Add(wrapKWP(f, kek, []byte("seven b")))
-	f.Add(wrapKWP(f, kek, make([]byte, 33)))
+	f.Add(wraptest.KWP(kek, []byte("seven b")))
+	f.Add(wraptest.KWP(kek, make([]byte, 33)))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, in []byte) {
 		key, err := unwrapKWP(kek, in)
-		if err == nil && !bytes.Equal(wrapKWP(t, kek, key), in) {
+		if err == nil && !bytes.Equal(wraptest.KWP(kek, key), in) {
 			t.Fatalf("%x unwraps to %x", in, key)
 		}
 		// And as a key to wrap.
 		if len(in) > 0 && len(in) <= maxKWP-16 {
-			if back, err := unwrapKWP(kek, wrapKWP(t, kek, in)); err != nil || !bytes.Equal(back, in) {
+			if back, err := unwrapKWP(kek, wraptest.KWP(kek, in)); err != nil || !bytes.Equal(back, in) {
 				t.Fatalf("%x comes back as %x, %v", in, back, err)
 			}
 		}
