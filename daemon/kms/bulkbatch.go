@@ -112,6 +112,7 @@ func (x *exchange) runPiece(b *bulkAnswer, c *batch, from, n int) error {
 		if err != nil {
 			return err
 		}
+		done := 0
 		for j := range k {
 			op, e := &b.run[j], all
 			if e == nil {
@@ -120,7 +121,11 @@ func (x *exchange) runPiece(b *bulkAnswer, c *batch, from, n int) error {
 				}
 			}
 			b.ops[b.at[j]], b.errs[b.at[j]] = *op, e
+			if e == nil {
+				done++
+			}
 		}
+		x.used(v, batchUsedAs[x.row.op], done)
 	}
 	return nil
 }

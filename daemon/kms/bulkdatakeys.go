@@ -88,6 +88,11 @@ func generateDataKeys(x *exchange, in *wire.GenerateDataKeysRequest) error {
 		}
 		b.yield()
 	}
+	as := useGenerateDataKey
+	if in.WithoutPlaintext.V {
+		as = useGenerateDataKeyWithoutPlaintext
+	}
+	x.used(x.key, as, count)
 	b.finish(x)
 	return nil
 }

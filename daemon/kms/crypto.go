@@ -171,6 +171,9 @@ func reEncrypt(x *exchange, in *wire.ReEncryptRequest) error {
 	if err := x.seal(dest, to, algorithm(in.DestinationEncryptionAlgorithm, engine.AlgSymmetric), from.Out, x.aad2); err != nil {
 		return err
 	}
+	if dest.ref != x.key.ref {
+		x.used(dest, useReEncrypt, 1)
+	}
 	resp := wire.ReEncryptResponse{
 		CiphertextBlob:                 to.Out,
 		SourceKeyId:                    x.key.arn,

@@ -2,7 +2,7 @@ package kms
 
 import (
 	"context"
-	"encoding/hex"
+	"encoding/binary"
 	"math/rand/v2"
 	"time"
 
@@ -25,7 +25,8 @@ type exchange struct {
 	row *operation
 	now time.Time
 
-	id      [36]byte // request id, a UUID's text
+	id      [36]byte  // request id, a UUID's text
+	idBits  [2]uint64 // and its bits
 	headers []sigv4.Header
 	auth    sigv4.Result
 	signed  sigv4.Request
@@ -110,12 +111,8 @@ func (x *exchange) newRequestID() {
 	}
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
-	hex.Encode(x.id[0:8], b[0:4])
-	hex.Encode(x.id[9:13], b[4:6])
-	hex.Encode(x.id[14:18], b[6:8])
-	hex.Encode(x.id[19:23], b[8:10])
-	hex.Encode(x.id[24:36], b[10:16])
-	x.id[8], x.id[13], x.id[18], x.id[23] = '-', '-', '-', '-'
+	x.idBits = [2]uint64{binary.LittleEndian.Uint64(b[:8]), binary.LittleEndian.Uint64(b[8:])}
+	putUUID(&x.id, &b)
 }
 
 // encryptionContext returns the canonical form of an encryption context, built

@@ -32,6 +32,7 @@ type keyView struct {
 	state  keyState
 	handle engine.Key
 	bucket *quota.Bucket // the key's limit, nil without one; the same for all views of a key
+	use    *keyUse       // what was counted of the key's use through this view
 
 	// materialIDs are the texts of the versions' KeyMaterialIds, in the order of
 	// rec.Versions; nil for keys whose material has no visible id.
@@ -90,6 +91,7 @@ func (s *Service) buildView(rec *keystore.Key) (*keyView, error) {
 		return nil, fmt.Errorf("record of %s has spec %q, usage %q, state %q: written by a newer version?", v.arn, rec.Spec, rec.Usage, rec.State)
 	}
 	v.bucket = s.keyBucket(v.ref)
+	v.use = &keyUse{ref: v.ref}
 	if v.spec.Symmetric() {
 		for i := range rec.Versions {
 			v.materialIDs = append(v.materialIDs, engine.MaterialID(rec.Versions[i].MaterialID).String())

@@ -59,4 +59,5 @@ func (s *Service) WriteMetrics(w io.Writer) {
 	})
 	fmt.Fprintf(w, "keymill_cached_keys %d\n", s.views.Len())
 	s.writeScheduleMetrics(w)
+	s.usage.writeMetrics(w)
 }

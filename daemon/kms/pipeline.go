@@ -90,6 +90,9 @@ func (x *exchange) work() (err error) {
 	if x.dryRun {
 		return wire.NewError(wire.DryRunOperationException, "The request would have succeeded, but the DryRun option is set.")
 	}
+	if as := usedAs[x.row.op]; as != noUse {
+		x.used(x.key, as, 1)
+	}
 	return nil
 }
 

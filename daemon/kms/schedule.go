@@ -66,6 +66,7 @@ type setback struct {
 // Start lets happen by itself what is due, from now on until Close. It may be
 // called once.
 func (s *Service) Start() {
+	s.usage.start(func(err error) { s.log.Error("the use of keys is not durable at the moment", "error", err) })
 	s.sched.stop, s.sched.done = make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(s.sched.done)

@@ -69,6 +69,7 @@ type Service struct {
 	bulk      bulkState
 	sched     scheduler
 	guard     *clockGuard
+	usage     *usageLog
 }
 
 // New returns a Service on an open store.
@@ -118,6 +119,9 @@ func New(c Config) (*Service, error) {
 	})
 	s.exchanges.New = func() any { return newExchange(s) }
 	s.guard = newClockGuard(c.Store, c.Clock, c.Logger)
+	if s.usage, err = newUsageLog(c.Store, c.Clock()); err != nil {
+		return nil, fmt.Errorf("kms: %w", err)
+	}
 	if s.heavy, err = heavyWorkers(c); err != nil {
 		return nil, fmt.Errorf("kms: %w", err)
 	}
