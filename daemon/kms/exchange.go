@@ -40,6 +40,7 @@ type exchange struct {
 	region  string
 	key     *keyView // the request's key, nil for operations without one
 	dryRun  bool
+	grants  []*keystore.Grant // those of the request's grant tokens
 
 	quotas *quota.Account // the caller's, nil without limits
 	class  quota.Class    // the one of quotas that was taken from last
@@ -85,6 +86,8 @@ func (x *exchange) end() {
 	x.ops = [2]engine.Op{}
 	x.ctx, x.row, x.in, x.key = nil, nil, nil, nil
 	x.dryRun = false
+	clear(x.grants)
+	x.grants = x.grants[:0]
 	x.quotas, x.class, x.bucket = nil, quota.NoClass, nil
 	x.account, x.region = "", ""
 	x.auth = sigv4.Result{}

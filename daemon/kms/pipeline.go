@@ -238,15 +238,17 @@ func (x *exchange) decode() error {
 }
 
 // refuseUnsupportedFields answers for request members that many operations share
-// and that Keymill cannot honour yet. A caller who sends an attestation document
-// must never get plaintext; a grant token is unknown while there are no grants.
+// and that Keymill cannot honour yet, and reads the grant tokens. A caller who
+// sends an attestation document must never get plaintext.
 func (x *exchange) refuseUnsupportedFields() error {
 	c := common(x.in)
 	if c.recipient != nil {
 		return wire.NewError(wire.UnsupportedOperationException, "Recipient is not supported: this version of Keymill cannot verify attestation documents.")
 	}
 	if len(c.grantTokens) > 0 {
-		return wire.NewError(wire.InvalidGrantTokenException, "Invalid grant token: this version of Keymill has no grants.")
+		if err := x.readGrantTokens(c.grantTokens); err != nil {
+			return err
+		}
 	}
 	if len(c.modifiers) > 0 && !c.dryRun {
 		return wire.NewError(wire.ValidationException, "DryRunModifiers can only be used when DryRun is true.")

@@ -66,6 +66,7 @@ type Service struct {
 
 	keyRoom   keyRoom
 	exchanges sync.Pool // of *exchange
+	tokens    grantTokens
 	bulk      bulkState
 	sched     scheduler
 	guard     *clockGuard

@@ -46,6 +46,7 @@ type stateRule string
 const (
 	always         stateRule = "........"
 	cryptography   stateRule = ".1335be."
+	grantCreation  stateRule = ".1335.e."
 	publicKey      stateRule = "..33..e."
 	description    stateRule = "..33...."
 	enableDisable  stateRule = "..335.ef"

@@ -169,6 +169,10 @@ func common(in wire.Input) commonFields {
 		return commonFields{grantTokens: in.GrantTokens}
 	case *wire.ReEncryptRequest:
 		return commonFields{nil, in.GrantTokens, in.DryRun.V, in.DryRunModifiers}
+	case *wire.RetireGrantRequest:
+		return commonFields{dryRun: in.DryRun.V}
+	case *wire.RevokeGrantRequest:
+		return commonFields{dryRun: in.DryRun.V}
 	case *wire.SignRequest:
 		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.VerifyRequest:

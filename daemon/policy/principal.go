@@ -99,6 +99,15 @@ func parsePrincipal(kind PrincipalKind, s string) (Principal, bool) {
 	return Principal{}, false
 }
 
+// ParseARN reads the ARN of an account, user, role, role session or federated
+// user.
+func ParseARN(s string) (Principal, bool) {
+	if !strings.HasPrefix(s, "arn:") {
+		return Principal{}, false
+	}
+	return parseAWS(s)
+}
+
 // parseAWS reads the forms of an AWS principal: "*", an account as 12 digits,
 // and the ARNs of account, user, role, role session and federated user.
 func parseAWS(s string) (Principal, bool) {
