@@ -104,6 +104,13 @@ func makeHeader(s Scheme, id KeyID, m MaterialID) (h [headerSize]byte) {
 	return h
 }
 
+// AppendHeader appends the first HeaderSize bytes of every blob of one key
+// version.
+func AppendHeader(dst []byte, s Scheme, id KeyID, m MaterialID) []byte {
+	h := makeHeader(s, id, m)
+	return append(dst, h[:]...)
+}
+
 // A ContextPair is one pair of an encryption context.
 type ContextPair struct{ Key, Value string }
 

@@ -22,12 +22,14 @@ const module = "keymill"
 //
 //	tools -> fuzz -> perf -> daemon -> engine, keystore -> hsm -> batch
 //	daemon -> kms -> policy, quota, audit -> sigv4 -> wire
+//	          kms -> xks -> sigv4
 var arrows = map[string][]string{
 	"tools":         {"perf", "fuzz", "daemon", "engine", "keystore", "hsm", "batch"},
 	"fuzz":          {"perf", "daemon", "engine", "keystore", "hsm", "batch"},
 	"perf":          {"daemon", "engine", "keystore", "hsm", "batch"},
 	"daemon":        {"daemon", "engine", "keystore", "hsm", "batch"},
-	"daemon/kms":    {"daemon/policy", "daemon/quota", "daemon/audit", "daemon/sigv4", "daemon/wire", "engine", "keystore", "hsm", "batch"},
+	"daemon/kms":    {"daemon/policy", "daemon/quota", "daemon/audit", "daemon/xks", "daemon/sigv4", "daemon/wire", "engine", "keystore", "hsm", "batch"},
+	"daemon/xks":    {"daemon/sigv4", "daemon/wire", "engine", "hsm/arena"},
 	"daemon/policy": {"daemon/sigv4", "daemon/wire", "keystore", "hsm/arena"},
 	"daemon/quota":  {"daemon/sigv4", "daemon/wire", "keystore", "hsm/arena"},
 	"daemon/audit":  {"daemon/sigv4", "daemon/wire", "keystore", "hsm"},
@@ -50,7 +52,7 @@ var fences = []struct {
 	{"github.com/cockroachdb/pebble", []string{"keystore"}, true},
 	{"github.com/miekg/pkcs11", []string{"hsm"}, false},
 	{"github.com/valyala/fasthttp", []string{"daemon", "daemon/kms", "perf", "fuzz", "tools"}, true},
-	{"net/http", []string{"daemon", "daemon/kms", "daemon/sigv4", "daemon/wire", "perf", "fuzz", "tools"}, true},
+	{"net/http", []string{"daemon", "daemon/kms", "daemon/sigv4", "daemon/wire", "daemon/xks", "perf", "fuzz", "tools"}, true},
 	{"github.com/aws/", []string{"perf", "tools"}, false},
 	{"github.com/spf13/", []string{"tools"}, true},
 	{"github.com/knadh/koanf", []string{"tools"}, true},
@@ -138,7 +140,7 @@ func TestArrowsPointDownward(t *testing.T) {
 	for _, wrong := range [][2]string{
 		{"engine", "daemon/wire"}, {"engine", "keystore"}, {"keystore", "engine"}, {"hsm", "keystore"}, {"hsm/arena", "hsm"},
 		{"batch", "hsm/arena"}, {"daemon/wire", "daemon/sigv4"}, {"daemon/kms", "daemon"}, {"daemon", "tools/keymill"}, {"perf", "tools"},
-		{"daemon/sigv4", "daemon/kms"}, {"keystore", "daemon"},
+		{"daemon/sigv4", "daemon/kms"}, {"keystore", "daemon"}, {"daemon/xks", "daemon/kms"}, {"daemon/xks", "keystore"},
 	} {
 		if allowed(wrong[0], module+"/"+wrong[1]) {
 			t.Errorf("%s may import %s", wrong[0], wrong[1])
