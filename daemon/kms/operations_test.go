@@ -314,7 +314,7 @@ func TestWrongKeyForOperation(t *testing.T) {
 		{"GenerateRandom", args{}, "ValidationException", "NumberOfBytes is required."},
 		{"GenerateRandom", args{"NumberOfBytes": 1025}, "ValidationException", "1 validation error detected: Value '1025' at 'numberOfBytes' failed to satisfy constraint: Member must have value less than or equal to 1024"},
 		{"Decrypt", args{}, "ValidationException", "1 validation error detected: Value null at 'ciphertextBlob' failed to satisfy constraint: Member must not be null"},
-		{"Encrypt", args{"KeyId": sym, "Plaintext": b64("x"), "GrantTokens": []string{"t"}}, "InvalidGrantTokenException", "Invalid grant token: this version of Keymill has no grants."},
+		{"Encrypt", args{"KeyId": sym, "Plaintext": b64("x"), "GrantTokens": []string{"t"}}, "InvalidGrantTokenException", "Invalid grant token: it is malformed, or not one of a grant in eu-west-1."},
 		{"GenerateRandom", args{"NumberOfBytes": 8, "Recipient": args{"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": b64("x")}}, "UnsupportedOperationException", "Recipient is not supported: this version of Keymill cannot verify attestation documents."},
 		{"GetPublicKey", args{"KeyId": sym}, "UnsupportedOperationException", symARN + " has key spec SYMMETRIC_DEFAULT, which has no public key."},
 	} {

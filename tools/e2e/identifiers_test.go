@@ -60,6 +60,14 @@ func (k *keyring) keyFor(op string) *types.KeyMetadata {
 
 // calls lists every operation that names a key.
 var calls = []call{
+	{"CreateGrant", false, true, stateCrypto, func(ctx context.Context, k *keyring, id string, dry *bool) error {
+		_, err := k.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: &id, GranteePrincipal: ptr(grantee), Operations: decryption, DryRun: dry})
+		return err
+	}},
+	{"ListGrants", false, false, stateAny, func(ctx context.Context, k *keyring, id string, _ *bool) error {
+		_, err := k.ListGrants(ctx, &kms.ListGrantsInput{KeyId: &id})
+		return err
+	}},
 	{"Decrypt", true, true, stateCrypto, func(ctx context.Context, k *keyring, id string, dry *bool) error {
 		_, err := k.Decrypt(ctx, &kms.DecryptInput{KeyId: &id, CiphertextBlob: k.blob, DryRun: dry})
 		return err

@@ -347,10 +347,6 @@ func TestUnavailableOperations(t *testing.T) {
 			_, err := s.GetKeyRotationStatus(s.ctx(), &kms.GetKeyRotationStatusInput{KeyId: &id})
 			return err
 		},
-		"CreateGrant": func() error {
-			_, err := s.CreateGrant(s.ctx(), &kms.CreateGrantInput{KeyId: &id, GranteePrincipal: ptr("arn:aws:iam::" + Account + ":root"), Operations: []types.GrantOperation{types.GrantOperationDecrypt}})
-			return err
-		},
 		"ReplicateKey": func() error {
 			_, err := s.ReplicateKey(s.ctx(), &kms.ReplicateKeyInput{KeyId: &id, ReplicaRegion: ptr("eu-west-1")})
 			return err
