@@ -83,6 +83,7 @@ func (s *Server) controlMux() *http.ServeMux {
 			answer(w, http.StatusOK, nil)
 		}
 	})
+	mux.HandleFunc("POST /confirm-clock", s.confirmClock)
 	return mux
 }
 
@@ -107,7 +108,21 @@ func RequestBackup(ctx context.Context, data, to string) error {
 	if err != nil {
 		return err
 	}
-	body, err := json.Marshal(backupRequest{To: to})
+	var a controlAnswer
+	if err := callControl(ctx, data, "/backup", backupRequest{To: to}, &a); err != nil {
+		return err
+	}
+	if a.Error != "" {
+		return fmt.Errorf("the daemon couldn't write the backup: %s", a.Error)
+	}
+	return nil
+}
+
+// callControl asks the daemon that serves the data directory data on its control
+// socket, and reads its answer, of any status, into out. It fails with
+// [ErrNotRunning] when there is none.
+func callControl(ctx context.Context, data, path string, in, out any) error {
+	body, err := json.Marshal(in)
 	if err != nil {
 		return err
 	}
@@ -122,7 +137,7 @@ func RequestBackup(ctx context.Context, data, to string) error {
 		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 		DisableKeepAlives: true,
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://control/backup", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://control"+path, bytes.NewReader(body))
 	if err != nil {
 		conn.Close()
 		return err
@@ -132,12 +147,8 @@ func RequestBackup(ctx context.Context, data, to string) error {
 		return fmt.Errorf("couldn't reach the daemon: %w", err)
 	}
 	defer res.Body.Close()
-	var a controlAnswer
-	if err := json.NewDecoder(io.LimitReader(res.Body, maxControlBody)).Decode(&a); err != nil {
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxControlBody)).Decode(out); err != nil {
 		return fmt.Errorf("couldn't read the daemon's answer (status %d): %w", res.StatusCode, err)
-	}
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("the daemon couldn't write the backup: %s", a.Error)
 	}
 	return nil
 }

@@ -75,7 +75,7 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	}
 	s.warn(root)
 	svc.Start()
-	return &service{handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, close: func() error {
+	return &service{handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, confirmClock: svc.ConfirmClock, close: func() error {
 		svc.Close()
 		return shut()
 	}}, nil

@@ -97,6 +97,7 @@ type service struct {
 	handler      fasthttp.RequestHandler
 	backup       func(ctx context.Context, dir string) error
 	writeMetrics func(io.Writer)
+	confirmClock func() (now time.Time, suspended bool)
 	close        func() error // after handler and backup have returned
 }
 
