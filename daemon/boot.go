@@ -57,6 +57,15 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	if err := s.ensureRootPrincipal(ctx, store, preset); err != nil {
 		return nil, err
 	}
+	stores, err := keyStores(s.cfg.KeyStores, func(token *hsm.PKCS11Config) {
+		token.Logger = s.log
+		if !s.cfg.HSMInProcess {
+			token.Child = s.env.HSMChild
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
 	workers, cpus := s.shareProcessors()
 	svc, err := kms.New(kms.Config{
 		Store:   store,
@@ -69,6 +78,8 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 
 		HeavyWorkers: workers,
 		HeavyCPUs:    cpus,
+
+		KeyStores: stores,
 	})
 	if err != nil {
 		return nil, err

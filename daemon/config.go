@@ -100,6 +100,9 @@ type Config struct {
 	// QuotaProfile is "aws", "none" or a file of quotas; see package quota.
 	QuotaProfile string
 
+	// KeyStores is a file of devices for custom key stores; see keystores.go.
+	KeyStores string
+
 	// TLSCert and TLSKey are PEM files; both or neither. They are read again
 	// on SIGHUP.
 	TLSCert, TLSKey string

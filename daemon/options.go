@@ -41,6 +41,7 @@ var Options = []Option{
 	{"hsm-in-process", "load the PKCS#11 module into the daemon, which then crashes when the module does", func(c *Config) any { return &c.HSMInProcess }},
 	{"forbid-provider", "do not use the cryptography providers in `LIST`, separated by commas; see keymill doctor --providers", func(c *Config) any { return &c.ForbidProvider }},
 	{"quota-profile", "request and resource quotas: `aws|none|FILE`", func(c *Config) any { return &c.QuotaProfile }},
+	{"key-stores", "`FILE` that says which tokens and proxies custom key stores can be made on", func(c *Config) any { return &c.KeyStores }},
 	{"tls-cert", "certificate chain `FILE` in PEM; serves HTTPS", func(c *Config) any { return &c.TLSCert }},
 	{"tls-key", "private key `FILE` of the certificate, in PEM", func(c *Config) any { return &c.TLSKey }},
 	{"tls-client-ca", "require a client certificate signed by an authority in `FILE`", func(c *Config) any { return &c.TLSClientCA }},

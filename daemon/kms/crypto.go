@@ -40,6 +40,9 @@ func cryptoError(err error, v *keyView, op *engine.Op) error {
 	case engine.ErrInvalidPublicKey:
 		return invalid("")
 	}
+	if v != nil && v.store != nil {
+		return v.store.cryptoError(err, v.arn)
+	}
 	return err
 }
 
@@ -251,7 +254,10 @@ func generateDataKeyWithoutPlaintext(x *exchange, in *wire.GenerateDataKeyWithou
 // newDataKeyPair makes a key pair, its private key in x.secret as PKCS #8, and
 // seals the private key under x.key. A dry run makes none.
 func (x *exchange) newDataKeyPair(pairSpec string, context []wire.Pair) (public []byte, err error) {
-	if !x.key.spec.Symmetric() {
+	switch {
+	case x.key.store != nil:
+		return nil, wire.NewError(wire.UnsupportedOperationException, "%s is in a custom key store, whose keys do not encrypt data key pairs.", x.key.arn)
+	case !x.key.spec.Symmetric():
 		return nil, incompatible(engine.AlgSymmetric, x.key)
 	}
 	if x.dryRun {
@@ -303,14 +309,15 @@ func generateDataKeyPairWithoutPlaintext(x *exchange, in *wire.GenerateDataKeyPa
 }
 
 func generateRandom(x *exchange, in *wire.GenerateRandomRequest) error {
-	if in.CustomKeyStoreId != "" {
-		return wire.NewError(wire.CustomKeyStoreNotFoundException, "The custom key store %s does not exist.", in.CustomKeyStoreId)
-	}
 	if !in.NumberOfBytes.Set {
 		return invalid("NumberOfBytes is required.")
 	}
 	x.secret = x.secret[:in.NumberOfBytes.V]
-	engine.Random(x.secret)
+	if in.CustomKeyStoreId == "" {
+		engine.Random(x.secret)
+	} else if err := x.randomFrom(in.CustomKeyStoreId, x.secret); err != nil {
+		return err
+	}
 	resp := wire.GenerateRandomResponse{Plaintext: x.secret}
 	x.out = resp.AppendJSON(x.out)
 	return nil

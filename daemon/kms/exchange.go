@@ -156,6 +156,9 @@ func (x *exchange) opsFor(op *engine.Op) []engine.Op {
 func (x *exchange) warm(v *keyView, ops []engine.Op) error {
 	ctx, cancel := waitForRoot()
 	defer cancel()
+	if v.store != nil {
+		ctx = x.onBehalf(ctx, v)
+	}
 	for range 4 {
 		if err := v.handle.Warm(ctx, ops); err != nil && err != engine.ErrPurged {
 			return err

@@ -112,6 +112,7 @@ func (s *Service) generateKeyPair(spec engine.Spec) (private, public []byte, err
 func (s *Service) Close() {
 	s.stopSchedule()
 	s.heavy.Close()
+	s.closeStores()
 	if err := s.usage.close(); err != nil {
 		s.log.Error("the last use of keys is lost", "error", err)
 	}

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 	"time"
@@ -28,13 +29,13 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 	if err != nil {
 		return err
 	}
-	switch {
-	case in.Origin != "" && in.Origin != "AWS_KMS":
-		return wire.NewError(wire.UnsupportedOperationException, "Origin %s is not available in this version of Keymill: use AWS_KMS.", in.Origin)
-	case in.CustomKeyStoreId != "":
-		return wire.NewError(wire.CustomKeyStoreNotFoundException, "The custom key store %s does not exist.", in.CustomKeyStoreId)
-	case in.XksKeyId != "":
-		return invalid("XksKeyId can only be used with a custom key store of type EXTERNAL_KEY_STORE.")
+	origin := cmp.Or(strings.Clone(in.Origin), originLocal)
+	if origin == originExternal && !spec.Importable() {
+		return wire.NewError(wire.UnsupportedOperationException, "KeySpec %s is not supported for Origin %s.", spec, origin)
+	}
+	st, err := x.keyStoreFor(in, spec, usage)
+	if err != nil {
+		return err
 	}
 	tags, err := mergeTags(nil, in.Tags, x.svc.quota.Resources().TagsPerKey)
 	if err != nil {
@@ -54,46 +55,46 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 		return err
 	}
 	defer done()
-	secret, public, err := x.svc.generateMaterial(spec)
-	if err != nil {
-		return err
-	}
-	defer clear(secret)
-	now := x.now.UTC()
 	rec := &keystore.Key{
-		Account:        x.account,
-		Region:         x.region,
-		ID:             id.ID,
-		MultiRegion:    id.MultiRegion,
-		Spec:           spec.String(),
-		Usage:          usage.String(),
-		Origin:         "AWS_KMS",
-		State:          stateEnabled.String(),
-		Manager:        "CUSTOMER",
-		Description:    strings.Clone(in.Description),
-		Created:        now,
-		Versions:       []keystore.Version{{Number: 1, MaterialID: engine.ComputeMaterialID(id, secret), Created: now}},
-		CurrentVersion: 1,
-		PublicKey:      public,
-	}
-	ctx, cancel := waitForRoot()
-	defer cancel()
-	material, err := x.svc.store.SealMaterial(ctx, keystore.Identity{
-		Account: rec.Account, Region: rec.Region, Spec: rec.Spec, ID: rec.ID, Version: 1,
-	}, secret)
-	if err != nil {
-		return err
+		Account:     x.account,
+		Region:      x.region,
+		ID:          id.ID,
+		MultiRegion: id.MultiRegion,
+		Spec:        spec.String(),
+		Usage:       usage.String(),
+		Origin:      origin,
+		State:       stateEnabled.String(),
+		Manager:     "CUSTOMER",
+		Description: strings.Clone(in.Description),
+		Created:     x.now.UTC(),
 	}
 	ref := keystore.Ref{Region: rec.Region, ID: rec.ID}
 	t := x.svc.store.NewTxn()
+	undo := nothing
+	var material *keystore.Material
+	switch {
+	case st != nil:
+		t.Expect(st.name.record(), st.rev.Load())
+		material, undo, err = x.makeIn(st, rec, in, spec, usage)
+	case origin == originLocal:
+		material, err = x.svc.firstMaterial(rec, spec)
+	default:
+		rec.State = statePendingImport.String()
+	}
+	if err != nil {
+		return err
+	}
 	t.PutKey(rec, 0)
-	t.PutMaterial(material, 0)
+	if material != nil {
+		t.PutMaterial(material, 0)
+	}
 	t.PutPolicy(ref, keyPolicy, 0)
 	if len(tags) > 0 {
 		t.PutTags(ref, tags, 0)
 	}
 	if err := commit(t); err != nil {
-		return err
+		undo()
+		return x.notMadeIn(st, rec, err)
 	}
 	x.svc.dropView(ref)
 	v, err := x.svc.view(ref)
@@ -103,6 +104,19 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 	resp := wire.CreateKeyResponse{KeyMetadata: metadata(v)}
 	x.out = resp.AppendJSON(x.out)
 	return nil
+}
+
+// firstMaterial generates the first version of a new key, and seals it.
+func (s *Service) firstMaterial(rec *keystore.Key, spec engine.Spec) (*keystore.Material, error) {
+	secret, public, err := s.generateMaterial(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(secret)
+	id := engine.KeyID{ID: rec.ID, MultiRegion: rec.MultiRegion}
+	rec.Versions = []keystore.Version{{Number: 1, MaterialID: engine.ComputeMaterialID(id, secret), Created: rec.Created}}
+	rec.CurrentVersion, rec.PublicKey = 1, public
+	return s.sealVersion(rec, 1, secret)
 }
 
 // keyKind returns the spec and usage that a CreateKey request asks for.
@@ -162,7 +176,7 @@ func metadata(v *keyView) *wire.KeyMetadata {
 		Enabled:               wire.Some(v.state == stateEnabled),
 		Description:           k.Description,
 		KeyUsage:              k.Usage,
-		KeyState:              k.State,
+		KeyState:              v.state.String(),
 		Origin:                k.Origin,
 		KeyManager:            k.Manager,
 		CustomerMasterKeySpec: oldSpecName(v.spec),
@@ -188,16 +202,17 @@ func metadata(v *keyView) *wire.KeyMetadata {
 	}
 	if k.Origin == "EXTERNAL" && v.state != statePendingImport {
 		m.ExpirationModel = "KEY_MATERIAL_DOES_NOT_EXPIRE"
-		for i := range k.Versions {
-			if ver := &k.Versions[i]; ver.Number == k.CurrentVersion && ver.Expires {
-				m.ExpirationModel, m.ValidTo = "KEY_MATERIAL_EXPIRES", timestamp(ver.ValidTo)
-			}
+		if first := earliestExpiry(k); !first.IsZero() {
+			m.ExpirationModel, m.ValidTo = "KEY_MATERIAL_EXPIRES", timestamp(first)
 		}
 	}
 	if k.MultiRegion {
 		m.MultiRegionConfiguration = relations(v)
 	}
-	m.CustomKeyStoreId = k.CustomKeyStore
+	if v.store != nil {
+		m.CustomKeyStoreId = k.CustomKeyStore
+		m.CloudHsmClusterId = v.store.settings.Load().Cluster
+	}
 	if k.ExternalKeyID != "" {
 		m.XksKeyConfiguration = &wire.XksKeyConfigurationType{Id: k.ExternalKeyID}
 	}
@@ -285,9 +300,13 @@ func scheduleKeyDeletion(x *exchange, in *wire.ScheduleKeyDeletionRequest) error
 			return err
 		}
 	}
-	date := x.now.UTC().Add(time.Duration(days) * 24 * time.Hour)
+	state, date := statePendingDeletion, time.Time{}
 	err := x.updateKey(x.key, func(k *keystore.Key, _ *keystore.Txn) error {
-		k.State = statePendingDeletion.String()
+		state, date = statePendingDeletion, x.now.UTC().Add(time.Duration(days)*day)
+		if len(k.ReplicaRegions) > 0 && isPrimary(k) { // its waiting period begins when the last replica is gone
+			state, date = statePendingReplicaDeletion, time.Time{}
+		}
+		k.State = state.String()
 		k.DeletionDate = date
 		k.PendingWindowDays = int32(days)
 		return nil
@@ -298,9 +317,11 @@ func scheduleKeyDeletion(x *exchange, in *wire.ScheduleKeyDeletionRequest) error
 	x.svc.dropHandle(x.key)
 	resp := wire.ScheduleKeyDeletionResponse{
 		KeyId:               x.key.arn,
-		DeletionDate:        timestamp(date),
-		KeyState:            statePendingDeletion.String(),
+		KeyState:            state.String(),
 		PendingWindowInDays: wire.Some(days),
+	}
+	if !date.IsZero() {
+		resp.DeletionDate = timestamp(date)
 	}
 	x.out = resp.AppendJSON(x.out)
 	return nil
@@ -308,7 +329,7 @@ func scheduleKeyDeletion(x *exchange, in *wire.ScheduleKeyDeletionRequest) error
 
 func cancelKeyDeletion(x *exchange, _ *wire.CancelKeyDeletionRequest) error {
 	err := x.updateKey(x.key, func(k *keystore.Key, _ *keystore.Txn) error {
-		k.State = stateDisabled.String()
+		k.State = restingState(k, stateDisabled).String()
 		k.DeletionDate = time.Time{}
 		k.PendingWindowDays = 0
 		return nil

@@ -32,7 +32,12 @@ type keyView struct {
 	state  keyState
 	handle engine.Key
 	bucket *quota.Bucket // the key's limit, nil without one; the same for all views of a key
+	store  *keyStore     // the custom key store the key lives in, nil for none
 	use    *keyUse       // what was counted of the key's use through this view
+
+	// expires is when the first of the imported material that the key needs does, in
+	// nanoseconds since 1970; 0 is never. See at.
+	expires int64
 
 	// materialIDs are the texts of the versions' KeyMaterialIds, in the order of
 	// rec.Versions; nil for keys whose material has no visible id.
@@ -71,6 +76,9 @@ func (s *Service) view(ref keystore.Ref) (*keyView, error) {
 		if err != nil {
 			return nil, err
 		}
+		if rec.Destroying {
+			return nil, keystore.ErrNotFound
+		}
 		return s.buildView(rec)
 	})
 }
@@ -90,9 +98,18 @@ func (s *Service) buildView(rec *keystore.Key) (*keyView, error) {
 	if ok != [3]bool{true, true, true} {
 		return nil, fmt.Errorf("record of %s has spec %q, usage %q, state %q: written by a newer version?", v.arn, rec.Spec, rec.Usage, rec.State)
 	}
+	if rec.CustomKeyStore != "" {
+		if v.store = s.storeOf(rec); v.store == nil {
+			return nil, fmt.Errorf("record of %s names the custom key store %s, which does not exist", v.arn, rec.CustomKeyStore)
+		}
+		v.state = v.store.stateIn(v.state)
+	}
 	v.bucket = s.keyBucket(v.ref)
+	if first := earliestExpiry(rec); !first.IsZero() {
+		v.expires = first.UnixNano()
+	}
 	v.use = &keyUse{ref: v.ref}
-	if v.spec.Symmetric() {
+	if v.spec.Symmetric() && v.store == nil {
 		for i := range rec.Versions {
 			v.materialIDs = append(v.materialIDs, engine.MaterialID(rec.Versions[i].MaterialID).String())
 		}
@@ -149,25 +166,31 @@ func (s *Service) newHandle(v *keyView) engine.Key {
 		}
 	}
 	identity := keystore.Identity{Account: v.rec.Account, Region: v.rec.Region, Spec: v.rec.Spec, ID: v.rec.ID}
-	return engine.NewLocalKey(v.id, v.spec, v.usage, versions, current, v.rec.PublicKey,
-		func(ctx context.Context, version uint32) ([]byte, error) {
-			// The key may have been disabled or deleted since this handle was made,
-			// and after its caches were purged: look before fetching again.
-			rec, err := s.store.Key(v.ref)
-			if errors.Is(err, keystore.ErrNotFound) {
-				return nil, keyNotFound(v.arn)
-			} else if err != nil {
+	src := func(ctx context.Context, version uint32) ([]byte, error) {
+		// The key may have been disabled or deleted since this handle was made,
+		// and after its caches were purged: look before fetching again.
+		rec, err := s.store.Key(v.ref)
+		if errors.Is(err, keystore.ErrNotFound) {
+			return nil, keyNotFound(v.arn)
+		} else if err != nil {
+			return nil, err
+		}
+		if state, ok := parseState(rec.State); ok {
+			if err := cryptography.check(state, v.arn); err != nil {
 				return nil, err
 			}
-			if state, ok := parseState(rec.State); ok {
-				if err := cryptography.check(state, v.arn); err != nil {
-					return nil, err
-				}
-			}
-			id := identity
-			id.Version = version
-			return s.store.OpenMaterial(ctx, id)
-		})
+		}
+		if err := available(rec, version, s.clock(), v.arn); err != nil {
+			return nil, err
+		}
+		id := identity
+		id.Version = version
+		return s.store.OpenMaterial(ctx, id)
+	}
+	if v.store != nil {
+		return s.newStoreHandle(v, versions, current, src)
+	}
+	return engine.NewLocalKey(v.id, v.spec, v.usage, versions, current, v.rec.PublicKey, src)
 }
 
 // dropView makes requests that start from now on read the key's record anew.
@@ -189,7 +212,7 @@ func (x *exchange) updateKey(v *keyView, change func(k *keystore.Key, t *keystor
 	s := x.svc
 	for range commitRetries {
 		rec, err := s.store.Key(v.ref)
-		if errors.Is(err, keystore.ErrNotFound) {
+		if errors.Is(err, keystore.ErrNotFound) || err == nil && rec.Destroying {
 			return keyNotFound(v.arn)
 		} else if err != nil {
 			return err

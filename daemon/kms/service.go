@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -33,6 +34,9 @@ type Config struct {
 	// them to, none for none.
 	HeavyWorkers int
 	HeavyCPUs    []int
+
+	// KeyStores are the devices that custom key stores can be made on.
+	KeyStores KeyStoreConfig
 }
 
 // DefaultKeyCache keeps the keys of a large storage system hot. A warm symmetric
@@ -65,12 +69,23 @@ type Service struct {
 	credentials *keystore.Cache[string, sigv4.Credential]
 
 	keyRoom   keyRoom
+	stores    keyStores
 	exchanges sync.Pool // of *exchange
 	tokens    grantTokens
 	bulk      bulkState
 	sched     scheduler
 	guard     *clockGuard
+
+	erasing    erasing
+	destroyed  atomic.Uint64 // keys, since the start
+	completing sync.Mutex    // held while a replica in pieces gets its material
+
+	// destroyExternal destroys what a key has outside of the store, and may be
+	// called again for the same key; nil when no key has anything there. Set by New.
+	destroyExternal func(rec *keystore.Key) error
+
 	usage     *usageLog
+	rotations rotations
 }
 
 // New returns a Service on an open store.
@@ -124,6 +139,9 @@ func New(c Config) (*Service, error) {
 		return nil, fmt.Errorf("kms: %w", err)
 	}
 	if s.heavy, err = heavyWorkers(c); err != nil {
+		return nil, fmt.Errorf("kms: %w", err)
+	}
+	if err := s.openStores(c.KeyStores); err != nil {
 		return nil, fmt.Errorf("kms: %w", err)
 	}
 	return s, nil

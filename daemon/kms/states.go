@@ -46,6 +46,7 @@ type stateRule string
 const (
 	always         stateRule = "........"
 	cryptography   stateRule = ".1335be."
+	dataKeyPair    stateRule = ".1335.e." // in a custom key store never
 	grantCreation  stateRule = ".1335.e."
 	publicKey      stateRule = "..33..e."
 	description    stateRule = "..33...."

@@ -1,0 +1,398 @@
+package kms
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/subtle"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"keymill/daemon/quota"
+	"keymill/daemon/wire"
+	"keymill/daemon/xks"
+	"keymill/hsm"
+	"keymill/keystore"
+)
+
+// # Custom key stores at run time
+//
+// A keyStore lives as long as its record. Requests reach it through their key's
+// view and read two things of it, without a lock: the connection state and the
+// device, both behind atomic pointers. They are written under keyStores.mu only,
+// by the operations on key stores and by the goroutine that connects.
+//
+// The order of writes makes a disconnected store quiet: the state goes first, then
+// the views of its keys are dropped (a view shows Unavailable), then the device is
+// taken away and closed. A request that got hold of the device before that ends
+// with its answer or with the device's error; one that comes later finds none.
+//
+// Each connection attempt has a number (tries). What an attempt brings counts only
+// while its number is the store's newest, so one that was overtaken by a disconnect
+// closes what it opened and changes nothing.
+//
+// A store that was connected when the daemon stopped is CONNECTED from the start and
+// opens its device behind the requests' backs, again and again until it succeeds:
+// a token that is away must not keep the daemon from starting.
+
+// keyStores holds the custom key stores of all accounts and regions.
+type keyStores struct {
+	mu      sync.Mutex // held by whoever changes a store
+	table   sync.Map   // storeName -> *keyStore
+	config  KeyStoreConfig
+	proxies *xks.Transport
+	stop    context.Context
+	cancel  context.CancelFunc
+	work    sync.WaitGroup // connection attempts
+}
+
+// KeyStoreConfig is what the operator says of the devices behind custom key stores.
+type KeyStoreConfig struct {
+	// Clusters are the PKCS#11 tokens that can be custom key stores of type
+	// AWS_CLOUDHSM, by the CloudHsmClusterId that callers name them with.
+	Clusters map[string]Cluster
+	// Proxies says how XKS proxies are reached.
+	Proxies xks.TransportConfig
+}
+
+// A Cluster is a PKCS#11 token that custom key stores can be made on.
+type Cluster struct {
+	// Token says where it is. The PIN is the custom key store's password.
+	Token hsm.PKCS11Config
+	// TrustAnchor is the certificate that callers must show, in PEM; empty accepts any.
+	TrustAnchor string
+	// OtherKeys allows asymmetric and HMAC keys where the token can make them, which
+	// AWS KMS does not.
+	OtherKeys bool
+}
+
+type keyStore struct {
+	svc      *Service
+	name     storeName
+	rev      atomic.Uint64 // of the record; written under keyStores.mu
+	tries    uint64        // connection attempts begun; under keyStores.mu
+	trying   atomic.Bool
+	settings atomic.Pointer[storeSettings]
+	device   atomic.Pointer[device] // nil while there is none
+	bucket   *quota.Bucket          // of the store's cryptographic requests
+}
+
+// A device is the far end of a key store: one of the two.
+type device struct {
+	token hsm.TokenKeys
+	proxy *xks.Client
+}
+
+func (d *device) close(log *slog.Logger) {
+	switch {
+	case d == nil:
+	case d.proxy != nil:
+		d.proxy.Close()
+	default:
+		if err := d.token.Close(); err != nil {
+			log.Warn("token of a custom key store did not close well", "error", err)
+		}
+	}
+}
+
+func (k *keyStores) get(n storeName) *keyStore {
+	if st, ok := k.table.Load(n); ok {
+		return st.(*keyStore)
+	}
+	return nil
+}
+
+func (k *keyStores) put(st *keyStore)    { k.table.Store(st.name, st) }
+func (k *keyStores) remove(st *keyStore) { k.table.Delete(st.name) }
+
+// of returns the stores of an account and region, by id.
+func (k *keyStores) of(account, region string) []*keyStore {
+	var all []*keyStore
+	k.table.Range(func(n, st any) bool {
+		if n := n.(storeName); n.account == account && n.region == region {
+			all = append(all, st.(*keyStore))
+		}
+		return true
+	})
+	slices.SortFunc(all, func(a, b *keyStore) int { return cmp.Compare(a.name.id, b.name.id) })
+	return all
+}
+
+// state returns the connection state.
+func (st *keyStore) state() string {
+	if st.trying.Load() {
+		return storeConnecting
+	}
+	return st.settings.Load().State
+}
+
+func (st *keyStore) connected() bool { return st.state() == storeConnected }
+
+func equalSecret(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
+
+// connect begins an attempt. The caller holds keyStores.mu.
+func (st *keyStore) connect() {
+	st.tries++
+	st.trying.Store(true)
+	try, set := st.tries, st.settings.Load()
+	k := &st.svc.stores
+	k.work.Go(func() {
+		d, err := st.open(set)
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if try != st.tries { // disconnected meanwhile
+			d.close(st.svc.log)
+			return
+		}
+		next := *st.settings.Load()
+		next.State, next.Failure = storeConnected, ""
+		if err != nil {
+			next.State, next.Failure = storeFailed, connectionCode(err)
+			st.svc.log.Warn("custom key store did not connect", "custom_key_store", st.name.id, "answered", next.Failure, "error", err)
+		}
+		if err := st.save(&next); err != nil {
+			st.svc.log.Error("the state of a custom key store could not be kept", "custom_key_store", st.name.id, "error", err)
+			d.close(st.svc.log)
+		} else if d != nil {
+			st.device.Store(d)
+		}
+		st.trying.Store(false)
+		st.dropViews()
+	})
+}
+
+// reconnect puts changed settings of a connected proxy into force. The caller holds
+// keyStores.mu.
+func (st *keyStore) reconnect() {
+	d, err := st.open(st.settings.Load())
+	if err != nil { // what is wrong shows when the keys are used
+		st.svc.log.Error("the changed proxy of a custom key store cannot be used", "custom_key_store", st.name.id, "error", err)
+		return
+	}
+	st.device.Store(d)
+}
+
+// resume opens the device of a store that was connected when the daemon stopped.
+func (st *keyStore) resume() {
+	k := &st.svc.stores
+	try := st.tries
+	k.work.Go(func() {
+		for pause := resumeFirst; ; pause = min(2*pause, resumeMost) {
+			d, err := st.open(st.settings.Load())
+			if err == nil {
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				if try != st.tries || k.stop.Err() != nil {
+					d.close(st.svc.log)
+				} else {
+					st.device.Store(d)
+				}
+				return
+			}
+			st.svc.log.Warn("the device of a connected custom key store is away", "custom_key_store", st.name.id, "next_try_in", pause, "error", err)
+			select {
+			case <-k.stop.Done():
+				return
+			case <-time.After(pause):
+			}
+			k.mu.Lock()
+			overtaken := try != st.tries
+			k.mu.Unlock()
+			// A refused PIN is not tried again: tokens lock themselves.
+			if overtaken || errors.Is(err, hsm.ErrPINIncorrect) || errors.Is(err, hsm.ErrTokenLocked) {
+				return
+			}
+		}
+	})
+}
+
+const (
+	resumeFirst = time.Second
+	resumeMost  = time.Minute
+)
+
+// disconnect takes the store out of use. The caller holds keyStores.mu.
+func (st *keyStore) disconnect() error {
+	next := *st.settings.Load()
+	next.State, next.Failure = storeDisconnected, ""
+	if err := st.save(&next); err != nil {
+		return err
+	}
+	st.tries++
+	st.trying.Store(false)
+	st.dropViews()
+	if d := st.device.Swap(nil); d != nil {
+		// Requests that hold the device end first: closing waits for them.
+		st.svc.stores.work.Go(func() { d.close(st.svc.log) })
+	}
+	return nil
+}
+
+// dropViews makes the next requests see the state of the store as it is now.
+func (st *keyStore) dropViews() {
+	var after *keystore.Ref
+	for {
+		refs, more, err := st.svc.store.ListStoreKeys(st.name.id, after, 1000)
+		if err != nil {
+			st.svc.log.Error("keys of a custom key store cannot be listed", "custom_key_store", st.name.id, "error", err)
+			return
+		}
+		for _, ref := range refs {
+			st.svc.dropView(ref)
+		}
+		if !more {
+			return
+		}
+		after = &refs[len(refs)-1]
+	}
+}
+
+// connectTimeout bounds a look at a proxy; a token bounds its own opening.
+const connectTimeout = 10 * time.Second
+
+// open opens the device that settings name.
+func (st *keyStore) open(set *storeSettings) (*device, error) {
+	s := st.svc
+	if set.Type == typeCloudHSM {
+		c, ok := s.stores.config.Clusters[set.Cluster]
+		if !ok {
+			return nil, fmt.Errorf("%w: the cluster %s is not configured any more", hsm.ErrTokenMissing, set.Cluster)
+		}
+		token, err := hsm.OpenToken(c.Token, slices.Clone(set.Password))
+		if err != nil {
+			return nil, err
+		}
+		return &device{token: token}, nil
+	}
+	proxy, err := s.openProxy(st.name.region, set, "ConnectCustomKeyStore", st.name.id)
+	if err != nil {
+		return nil, err
+	}
+	return &device{proxy: proxy}, nil
+}
+
+// openProxy returns a client for the proxy of settings once the proxy has said that
+// it is well.
+func (s *Service) openProxy(region string, set *storeSettings, operation, requestID string) (*xks.Client, error) {
+	proxy, err := s.stores.proxies.NewClient(xks.ClientConfig{
+		Endpoint: set.Endpoint, Path: set.Path, AccessKeyID: set.AccessKeyID, Secret: set.SecretKey, Region: region,
+	})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	defer cancel()
+	health, err := proxy.Health(ctx, operation, requestID)
+	if err == nil {
+		err = health.Err()
+	}
+	if err != nil {
+		proxy.Close()
+		return nil, err
+	}
+	return proxy, nil
+}
+
+// probe asks the proxy of new settings whether it is well. A proxy behind a VPC
+// endpoint service is asked when the store connects.
+func (x *exchange) probe(set *storeSettings) error {
+	if set.Type != typeExternal || set.Connectivity != publicEndpoint {
+		return nil
+	}
+	proxy, err := x.svc.openProxy(x.region, set, x.opName(), string(x.id[:]))
+	if err != nil {
+		if e := xks.StoreError(err); e != nil {
+			return e
+		}
+		return err
+	}
+	proxy.Close()
+	return nil
+}
+
+// connectionCode is the ConnectionErrorCode for a device that did not open.
+func connectionCode(err error) string {
+	switch {
+	case xks.ReasonOf(err) != 0:
+		return xks.ConnectionCode(err)
+	case errors.Is(err, hsm.ErrPINIncorrect), errors.Is(err, hsm.ErrPINFile):
+		return "INVALID_CREDENTIALS"
+	case errors.Is(err, hsm.ErrTokenLocked):
+		return "USER_LOCKED_OUT"
+	case errors.Is(err, hsm.ErrTokenMissing):
+		return "CLUSTER_NOT_FOUND"
+	case errors.Is(err, hsm.ErrTimeout), errors.Is(err, hsm.ErrSession), errors.Is(err, hsm.ErrDevice):
+		return "NETWORK_ERRORS"
+	}
+	return "INTERNAL_ERROR"
+}
+
+// checkCluster refuses a cluster that is not configured here, and another trust
+// anchor than its own. old is what the store had before, nil for a new one.
+func (s *Service) checkCluster(set, old *storeSettings) error {
+	c, ok := s.stores.config.Clusters[set.Cluster]
+	if !ok {
+		return wire.NewError(wire.CloudHsmClusterNotFoundException, "The cluster %s is not configured: the file of the option key-stores names the clusters and their tokens.", set.Cluster)
+	}
+	if c.TrustAnchor == "" || sameCertificate(c.TrustAnchor, set.TrustAnchor) {
+		return nil
+	}
+	if old != nil {
+		return wire.NewError(wire.CloudHsmClusterNotRelatedException, "The cluster %s has another trust anchor certificate than the custom key store.", set.Cluster)
+	}
+	return wire.NewError(wire.IncorrectTrustAnchorException, "The trust anchor certificate in the request is not that of the cluster %s.", set.Cluster)
+}
+
+// sameCertificate compares the first certificate of two PEM texts.
+func sameCertificate(a, b string) bool {
+	x, _ := pem.Decode([]byte(a))
+	y, _ := pem.Decode([]byte(b))
+	return x != nil && y != nil && bytes.Equal(x.Bytes, y.Bytes)
+}
+
+// closeStores ends all attempts and closes all devices.
+func (s *Service) closeStores() {
+	k := &s.stores
+	k.cancel()
+	k.mu.Lock()
+	k.table.Range(func(_, v any) bool {
+		st := v.(*keyStore)
+		st.tries++
+		if d := st.device.Swap(nil); d != nil {
+			k.work.Go(func() { d.close(s.log) })
+		}
+		return true
+	})
+	k.mu.Unlock()
+	k.work.Wait()
+	k.proxies.Close()
+}
+
+// openStores reads the custom key stores and begins to open the devices of those
+// that are connected.
+func (s *Service) openStores(c KeyStoreConfig) (err error) {
+	k := &s.stores
+	k.config = c
+	k.config.Proxies.Logger, k.config.Proxies.Clock = s.log, s.clock
+	if k.proxies, err = xks.NewTransport(k.config.Proxies); err != nil {
+		return err
+	}
+	s.destroyExternal = s.destroyInToken
+	k.stop, k.cancel = context.WithCancel(context.Background())
+	if err := s.loadStores(); err != nil {
+		return err
+	}
+	k.table.Range(func(_, v any) bool {
+		if st := v.(*keyStore); st.connected() {
+			st.resume()
+		}
+		return true
+	})
+	return nil
+}
