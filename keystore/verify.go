@@ -181,8 +181,8 @@ func (v *verifier) record(r *raw) {
 		}
 	case KindMaterial:
 		k := v.lookUpKey(r.key, ref)
-		if k != nil && !hasVersion(k, n.Version) {
-			v.say(r.key, "its key has no such version")
+		if k != nil && !hasMaterial(k, n.Version) {
+			v.say(r.key, "its key has no such version, or one without material")
 		}
 	case KindPolicy, KindTags, KindUsage:
 		v.lookUpKey(r.key, ref)
@@ -223,17 +223,17 @@ func (v *verifier) record(r *raw) {
 	}
 }
 
-func hasVersion(k *Key, number uint32) bool {
+func hasMaterial(k *Key, number uint32) bool {
 	for _, v := range k.Versions {
 		if v.Number == number {
-			return true
+			return !v.Missing
 		}
 	}
 	return false
 }
 
-// key checks that a key is listed and counts it. A version may lack material:
-// it was not imported yet, has expired or lives elsewhere.
+// key checks that a key is listed and counts it. A version may lack material: it
+// was deleted or has expired, as the version says, or lives elsewhere.
 func (v *verifier) key(r *raw, k *Key) {
 	v.lookUp(r.key, listingName(k))
 	if k.CustomKeyStore != "" {
@@ -248,18 +248,21 @@ func (v *verifier) key(r *raw, k *Key) {
 	if k.Manager == ManagerCustomer {
 		v.counts[countName(k.Account, k.Region)]++
 	}
-	if k.Origin == originLocal && !k.Destroying && k.State != stateCreating {
+	if (k.Origin == originLocal || k.Origin == originImported) && !k.Destroying && k.State != stateCreating {
 		for _, version := range k.Versions {
-			v.lookUp(r.key, materialName(k.Ref(), version.Number))
+			if !version.Missing {
+				v.lookUp(r.key, materialName(k.Ref(), version.Number))
+			}
 		}
 	}
 }
 
-// originLocal is the Origin of keys whose every version has material here, but
-// while the key is being made or destroyed in pieces.
+// The Origins of keys whose every version has material here, unless it is missing,
+// but while the key is being made or destroyed in pieces.
 const (
-	originLocal   = "AWS_KMS"
-	stateCreating = "Creating"
+	originLocal    = "AWS_KMS"
+	originImported = "EXTERNAL"
+	stateCreating  = "Creating"
 )
 
 // lookUp reports a record that needs another which is not there.

@@ -69,6 +69,7 @@ func (x *exchange) work() (err error) {
 		}
 		// A batch of ciphertexts may name no key; then each item is judged.
 		if x.key != nil {
+			x.key = x.key.at(x.now)
 			if x.row.quota == keyQuota {
 				if err := x.admit(keyClass(x.key.spec)); err != nil {
 					return err
@@ -267,7 +268,7 @@ func (x *exchange) judge(v *keyView, action string) error {
 	if err := x.admitKey(v); err != nil {
 		return err
 	}
-	if err := x.row.states.check(v.state, v.arn); err != nil {
+	if err := x.row.states.check(v.at(x.now).state, v.arn); err != nil {
 		return err
 	}
 	if x.row.usage != 0 && v.usage != x.row.usage {

@@ -77,6 +77,9 @@ func getPublicKey(x *exchange, _ *wire.GetPublicKeyRequest) error {
 	if !v.spec.Asymmetric() {
 		return wire.NewError(wire.UnsupportedOperationException, "%s has key spec %s, which has no public key.", v.arn, v.spec)
 	}
+	if len(v.rec.PublicKey) == 0 { // no key pair was imported yet
+		return invalidState("%s is pending import.", v.arn)
+	}
 	resp := wire.GetPublicKeyResponse{
 		KeyId:                 v.arn,
 		PublicKey:             v.rec.PublicKey,
