@@ -24,7 +24,7 @@ import (
 // to the file.
 //
 //	clusters:
-//	  cluster-1a23b4cdefg:
+//	  cluster-2a34b5cdefg:
 //	    module: /usr/lib/softhsm/libsofthsm2.so
 //	    token: payments
 //	    trust-anchor: customerCA.crt   # what callers must show; none: anything

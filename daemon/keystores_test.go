@@ -10,7 +10,7 @@ import (
 )
 
 const keyStoreText = `clusters:
-  cluster-1a23b4cdefg:
+  cluster-2a34b5cdefg:
     module: lib/module.so
     token: payments
     trust-anchor: anchor.pem
@@ -36,7 +36,7 @@ func TestKeyStoreFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := c.Clusters["cluster-1a23b4cdefg"]
+	got := c.Clusters["cluster-2a34b5cdefg"]
 	if len(c.Clusters) != 1 || got.Token.Module != filepath.Join(dir, "lib/module.so") || got.Token.TokenLabel != "payments" ||
 		got.Token.Sessions != 16 || got.Token.Timeout != 1 || got.TrustAnchor != "an anchor" || !got.OtherKeys {
 		t.Errorf("%+v", c.Clusters)
