@@ -153,7 +153,7 @@ func (p Place) known() bool { return p.Kind == hsm.KindSoftware || p.Kind == hsm
 // ParseRetired reads the record of a retired domain key.
 func ParseRetired(name string, b []byte) (*RetiredKey, error) {
 	id, err := hex.DecodeString(strings.TrimPrefix(name, retiredPrefix))
-	if err != nil || len(id) != len(hsm.DomainKeyID{}) || !strings.HasPrefix(name, retiredPrefix) {
+	if err != nil || len(id) != len(hsm.DomainKeyID{}) || name != retiredPrefix+hex.EncodeToString(id) {
 		return nil, errValue
 	}
 	var v retiredRecord

@@ -1,0 +1,1046 @@
+package keystore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/google/go-cmp/cmp"
+
+	"keymill/hsm"
+	"keymill/hsm/hsmtest"
+)
+
+var (
+	placeA = Place{Kind: hsm.KindSoftware}
+	placeB = Place{Kind: hsm.KindPKCS11, Module: "/m.so", Token: "b", PINFile: "/pin"}
+)
+
+// A migration is a store that moves from root a to root b.
+type migration struct {
+	t    testing.TB
+	fs   vfs.FS
+	a, b *hsmtest.Memory // what the roots of each start share their domain keys with
+	now  struct{ a, b *hsmtest.Memory }
+	root *hsm.Composite
+	both bool // root has both
+	*Store
+	ids    []Identity
+	target hsm.DomainKeyID
+}
+
+// newMigration returns a store with n keys under root a.
+func newMigration(t testing.TB, n int) *migration {
+	m := &migration{t: t, fs: vfs.NewCrashableMem(), a: hsmtest.NewMemory(), b: hsmtest.NewMemory()}
+	m.open(m.fs, true, false)
+	for i := range n {
+		m.newKey(i)
+	}
+	return m
+}
+
+// open opens the store on some of the roots.
+func (m *migration) open(fs vfs.FS, withA, withB bool) {
+	m.t.Helper()
+	if err := m.tryOpen(fs, withA, withB); err != nil {
+		m.t.Fatal(err)
+	}
+	s, root := m.Store, m.root
+	m.t.Cleanup(func() {
+		if m.Store == s {
+			s.Close()
+			root.Close()
+		}
+	})
+}
+
+func (m *migration) tryOpen(fs vfs.FS, withA, withB bool) error {
+	m.now.a, m.now.b, m.both = m.a.Reopen(), m.b.Reopen(), withA && withB
+	switch {
+	case withA && withB:
+		m.root = hsm.NewComposite(m.now.a)
+		m.root.Add(m.now.b)
+	case withA:
+		m.root = hsm.NewComposite(m.now.a)
+	default:
+		m.root = hsm.NewComposite(m.now.b)
+	}
+	s, err := Open(context.Background(), Options{Dir: "store", Root: m.root, fs: fs, Clock: func() time.Time { return now }})
+	if err != nil {
+		return err
+	}
+	s.pause = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
+	m.fs, m.Store = fs, s
+	return nil
+}
+
+func (m *migration) close() {
+	m.t.Helper()
+	if err := errors.Join(m.Store.Close(), m.root.Close()); err != nil {
+		m.t.Fatal(err)
+	}
+	m.Store = nil
+}
+
+func numbered(i int) KeyID { return KeyID{0: byte(i >> 8), 1: byte(i), 15: 1} }
+
+func secretOf(id Identity) string { return fmt.Sprintf("secret of %s/%d", id.ID, id.Version) }
+
+// newKey makes a key of two versions and remembers it.
+func (m *migration) newKey(i int) {
+	m.t.Helper()
+	k := testKey(0)
+	k.ID = numbered(i)
+	k.Versions = append(k.Versions, Version{Number: 2, Created: now})
+	txn := m.NewTxn()
+	txn.PutKey(k, 0)
+	for _, v := range k.Versions {
+		id := Identity{account, region, k.Spec, k.ID, v.Number}
+		mat, err := m.SealMaterial(context.Background(), id, []byte(secretOf(id)))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		txn.PutMaterial(mat, 0)
+		m.ids = append(m.ids, id)
+	}
+	if _, err := txn.Commit(context.Background()); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// begin begins the move to root b, which it adds if need be.
+func (m *migration) begin() {
+	m.t.Helper()
+	if !m.both {
+		m.both = true
+		if err := m.root.Add(m.now.b); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	var err error
+	if m.target, err = m.now.b.CreateDomainKey(context.Background()); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := m.BeginRewrap(context.Background(), Rewrap{Target: m.target, From: placeA, To: placeB, Begun: now}); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// checkSecrets opens every material.
+func (m *migration) checkSecrets(when string) {
+	m.t.Helper()
+	for _, id := range m.ids {
+		secret, err := m.OpenMaterial(context.Background(), id)
+		if err != nil || string(secret) != secretOf(id) {
+			m.t.Fatalf("%s: %s: %q, %v", when, id.ID, secret, err)
+		}
+	}
+}
+
+// count returns how many materials are under a domain key.
+func (m *migration) count(id hsm.DomainKeyID) (n int) {
+	m.t.Helper()
+	err := m.eachMaterial(context.Background(), func(mat *Material) error {
+		if mat.DomainKey == id {
+			n++
+		}
+		return nil
+	})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return n
+}
+
+// checkDone checks a store that has moved to b: nothing but b opens it.
+func (m *migration) checkDone() {
+	m.t.Helper()
+	if p, err := m.PendingRewrap(); p != nil || err != nil {
+		m.t.Fatalf("still pending: %+v, %v", p, err)
+	}
+	if got := m.Header().DomainKey; got != m.target {
+		m.t.Fatalf("the header is under %s", got)
+	}
+	if n := m.count(m.target); n != len(m.ids) {
+		m.t.Fatalf("%d of %d materials are under the target", n, len(m.ids))
+	}
+	if err := m.Verify(context.Background(), nil); err != nil {
+		m.t.Fatal(err)
+	}
+	storeID := m.Header().StoreID
+	m.close()
+	if err := m.tryOpen(m.fs, true, false); !errors.Is(err, ErrWrongRoot) || !strings.Contains(err.Error(), "keymill rewrap") {
+		m.t.Fatalf("the old root alone: %v", err)
+	}
+	m.open(m.fs, false, true)
+	m.checkSecrets("on the new root alone")
+	if m.Header().StoreID != storeID || !m.Header().Created.Equal(now) {
+		m.t.Error("the store is another one")
+	}
+}
+
+// TestRewrap moves a store that is open from one root to another.
+func TestRewrap(t *testing.T) {
+	m := newMigration(t, 150)
+	ctx := context.Background()
+	if _, err := m.Rewrap(ctx, nil); !errors.Is(err, ErrNoRewrap) {
+		t.Errorf("before it began: %v", err)
+	}
+	source := m.Header().DomainKey
+	m.begin()
+	if err := m.BeginRewrap(ctx, Rewrap{Target: m.target, From: placeA, To: placeB}); !errors.Is(err, ErrConflict) {
+		t.Errorf("begun twice: %v", err)
+	}
+	want := &Rewrap{Source: source, Target: m.target, From: placeA, To: placeB, Begun: now, Revision: m.Revision()}
+	if p, err := m.PendingRewrap(); err != nil || cmp.Diff(want, p) != "" {
+		t.Errorf("%v %s", err, cmp.Diff(want, p))
+	}
+	m.newKey(1000)
+	if n := m.count(m.target); n != 2 {
+		t.Errorf("%d materials of a new key are under the target", n)
+	}
+	m.checkSecrets("between begin and move")
+
+	decrypts, encrypts := m.now.a.Calls(hsmtest.Decrypt), m.now.b.Calls(hsmtest.Encrypt)
+	var phases []string
+	last := RewrapProgress{}
+	p, err := m.Rewrap(ctx, func(p RewrapProgress) {
+		if p.Phase != last.Phase {
+			phases = append(phases, p.Phase)
+		}
+		if p.Moved < last.Moved || p.Total < last.Total {
+			t.Errorf("progress went back: %+v after %+v", p, last)
+		}
+		last = p
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wantP := (RewrapProgress{Phase: PhaseDone, Materials: 302, Total: 300, Moved: 300}); p != wantP || p != last {
+		t.Errorf("progress %+v, want %+v", p, wantP)
+	}
+	if d := cmp.Diff([]string{PhaseCounting, PhaseMoving, PhaseChecking, PhaseDone}, phases); d != "" {
+		t.Error(d)
+	}
+	// In bulk: besides the header's, a call takes minBatch materials at least.
+	if n := m.now.a.Calls(hsmtest.Decrypt) - decrypts; n > 300/minBatch+2 {
+		t.Errorf("%d calls of the old root", n)
+	}
+	if n := m.now.b.Calls(hsmtest.Encrypt) - encrypts; n > 300/minBatch+2 {
+		t.Errorf("%d calls of the new root", n)
+	}
+
+	// The daemon lets the old root go, and goes on.
+	if err := m.root.Keep(m.now.b); err != nil {
+		t.Fatal(err)
+	}
+	m.checkSecrets("without the old root")
+	m.newKey(1001)
+	keys, err := m.RetiredDomainKeys()
+	if err != nil || cmp.Diff([]RetiredKey{{source, placeA, now}}, keys) != "" {
+		t.Errorf("retired: %+v, %v", keys, err)
+	}
+	m.checkDone()
+}
+
+// TestRotate moves a store to a new domain key of the same root, several times.
+func TestRotate(t *testing.T) {
+	m := newMigration(t, 20)
+	ctx := context.Background()
+	first := m.Header().DomainKey
+	for range 3 {
+		target, err := m.root.CreateDomainKey(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.BeginRewrap(ctx, Rewrap{Target: target, From: placeA, To: placeA}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Rewrap(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+		if m.count(target) != len(m.ids) || m.Header().DomainKey != target {
+			t.Error("not everything is under the new domain key")
+		}
+		m.checkSecrets("after a rotation")
+	}
+	// Back to the first one: it is no longer a retired key then.
+	if err := m.BeginRewrap(ctx, Rewrap{Target: first, From: placeA, To: placeA}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Rewrap(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := m.RetiredDomainKeys()
+	if err != nil || len(keys) != 3 {
+		t.Errorf("%d retired keys, %v", len(keys), err)
+	}
+	for _, k := range keys {
+		if k.ID == first {
+			t.Error("the key in use is listed as retired")
+		}
+	}
+	m.newKey(50)
+	m.close()
+	m.open(m.fs, true, false)
+	m.checkSecrets("after reopening")
+}
+
+// TestRewrapRefusals: what cannot be begun changes nothing.
+func TestRewrapRefusals(t *testing.T) {
+	m := newMigration(t, 2)
+	ctx := context.Background()
+	other, err := m.root.CreateDomainKey(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, row := range map[string]struct {
+		r    Rewrap
+		want error
+	}{
+		"the key in use":    {Rewrap{Target: m.Header().DomainKey, From: placeA, To: placeA}, ErrInvalid},
+		"an unknown key":    {Rewrap{Target: hsm.DomainKeyID{1}, From: placeA, To: placeB}, hsm.ErrNoDomainKey},
+		"no place":          {Rewrap{Target: other, From: placeA}, ErrInvalid},
+		"text not in UTF-8": {Rewrap{Target: other, From: placeA, To: Place{Kind: hsm.KindPKCS11, Token: "\xff"}}, ErrInvalid},
+	} {
+		if err := m.BeginRewrap(ctx, row.r); !errors.Is(err, row.want) {
+			t.Errorf("%s: %v, want %v", name, err, row.want)
+		}
+	}
+	m.now.a.Inject(hsmtest.CheckDomainKey, hsmtest.Fault{Err: hsm.ErrTokenMissing})
+	if err := m.BeginRewrap(ctx, Rewrap{Target: other, From: placeA, To: placeA}); !errors.Is(err, hsm.ErrTokenMissing) {
+		t.Errorf("without a token: %v", err)
+	}
+	if p, err := m.PendingRewrap(); p != nil || err != nil {
+		t.Errorf("%+v, %v", p, err)
+	}
+	for _, err := range []error{m.RewrapBack(ctx), m.RelocateRewrap(ctx, placeB)} {
+		if !errors.Is(err, ErrNoRewrap) {
+			t.Errorf("nothing has begun: %v", err)
+		}
+	}
+	id := m.ids[0]
+	if mat, err := m.SealMaterial(ctx, id, nil); err != nil || mat.DomainKey != m.Header().DomainKey {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestRewrapRootFaults breaks a root during a run. Each row says whether the run finishes
+// all the same; when it does not, the store serves on, and another run finishes.
+func TestRewrapRootFaults(t *testing.T) {
+	const keys = 60
+	type on func(*migration) *hsmtest.Memory
+	oldRoot := func(m *migration) *hsmtest.Memory { return m.now.a }
+	newRoot := func(m *migration) *hsmtest.Memory { return m.now.b }
+	for _, row := range []struct {
+		name     string
+		root     on
+		op       hsmtest.Op
+		fault    hsmtest.Fault
+		finishes bool
+		want     error
+		unmoved  bool
+	}{
+		{"one decryption fails", oldRoot, hsmtest.Decrypt, hsmtest.Fault{Skip: 1, Err: hsm.ErrDevice}, true, nil, false},
+		{"some decryptions of a call fail", oldRoot, hsmtest.Decrypt, hsmtest.Fault{Err: hsm.ErrSession, Items: []int{1, 3}}, true, nil, false},
+		{"one encryption fails", newRoot, hsmtest.Encrypt, hsmtest.Fault{Skip: 2, Err: hsm.ErrTimeout}, true, nil, false},
+		{"encryptions fail after they were done", newRoot, hsmtest.Encrypt, hsmtest.Fault{Skip: 1, Count: 2, Err: hsm.ErrBusy, TookEffect: true}, true, nil, false},
+		{"the old root is gone for good", oldRoot, hsmtest.Decrypt, hsmtest.Fault{Skip: 1, Count: -1, Err: hsm.ErrTokenMissing}, false, hsm.ErrTokenMissing, false},
+		{"the new root is gone for good", newRoot, hsmtest.Encrypt, hsmtest.Fault{Skip: 1, Count: -1, Err: hsm.ErrDevice}, false, hsm.ErrDevice, false},
+		{"a KEK is damaged", oldRoot, hsmtest.Decrypt, hsmtest.Fault{Err: hsm.ErrBadWrapped, Items: []int{2}}, false, hsm.ErrBadWrapped, true},
+		{"all KEKs are damaged", oldRoot, hsmtest.Decrypt, hsmtest.Fault{Count: -1, Err: hsm.ErrBadWrapped}, false, hsm.ErrBadWrapped, true},
+		{"the domain key is used up", newRoot, hsmtest.Encrypt, hsmtest.Fault{Skip: 1, Count: -1, Err: hsm.ErrDomainKeyUsedUp}, false, hsm.ErrDomainKeyUsedUp, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			m := newMigration(t, keys)
+			m.begin()
+			row.root(m).Inject(row.op, row.fault)
+			p, err := m.Rewrap(context.Background(), nil)
+			if row.finishes {
+				if err != nil || p.Moved != 2*keys {
+					t.Fatalf("%+v, %v", p, err)
+				}
+				m.checkDone()
+				return
+			}
+			if !errors.Is(err, row.want) {
+				t.Fatalf("got %v, want %v", err, row.want)
+			}
+			if (p.Unmoved > 0) != row.unmoved {
+				t.Errorf("%+v", p)
+			}
+			if row.unmoved && !strings.Contains(err.Error(), "material") {
+				t.Errorf("the error names no material: %v", err)
+			}
+			if m.Header().DomainKey == m.target {
+				t.Error("the header has moved")
+			}
+			row.root(m).Heal()
+			m.checkSecrets("after a run that failed")
+			m.newKey(2000)
+			if p, err = m.Rewrap(context.Background(), nil); err != nil {
+				t.Fatal(err)
+			}
+			m.checkDone()
+		})
+	}
+}
+
+// TestRewrapHeaderFaults breaks the roots when only the header is left to do.
+func TestRewrapHeaderFaults(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		old  bool
+		op   hsmtest.Op
+	}{
+		{"old root unwraps", true, hsmtest.Decrypt},
+		{"new root wraps", false, hsmtest.Encrypt},
+		{"new root unwraps again", false, hsmtest.Decrypt},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			m := newMigration(t, 0)
+			m.begin()
+			root := m.now.b
+			if row.old {
+				root = m.now.a
+			}
+			root.Inject(row.op, hsmtest.Fault{Err: hsm.ErrDevice})
+			if _, err := m.Rewrap(context.Background(), nil); !errors.Is(err, hsm.ErrDevice) {
+				t.Fatalf("%v", err)
+			}
+			m.close()
+			m.open(m.fs, true, true)
+			if p, err := m.PendingRewrap(); err != nil || p == nil {
+				t.Fatalf("%+v, %v", p, err)
+			}
+			if _, err := m.Rewrap(context.Background(), nil); err != nil {
+				t.Fatal(err)
+			}
+			m.checkDone()
+		})
+	}
+}
+
+// TestRewrapIsCancelled: a run ends soon after its context, and the next goes on.
+func TestRewrapIsCancelled(t *testing.T) {
+	m := newMigration(t, 200)
+	m.begin()
+	ctx, cancel := context.WithCancel(context.Background())
+	p, err := m.Rewrap(ctx, func(p RewrapProgress) {
+		if p.Moved > 0 {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) || p.Moved == 0 || p.Moved == p.Total {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	// The rest begins where this one ended.
+	q, err := m.Rewrap(context.Background(), nil)
+	if err != nil || q.Total != p.Total-p.Moved || q.Moved != q.Total {
+		t.Fatalf("%+v after %+v, %v", q, p, err)
+	}
+	m.checkDone()
+}
+
+// TestStragglers commits material that was sealed before the move began, at every later
+// time. It always ends under the target, or in a conflict when the old root has gone.
+func TestStragglers(t *testing.T) {
+	m := newMigration(t, 5)
+	ctx := context.Background()
+	var sealed []*Txn
+	for i := range 4 {
+		k := testKey(0)
+		k.ID = numbered(500 + i)
+		id := Identity{account, region, k.Spec, k.ID, 1}
+		mat, err := m.SealMaterial(ctx, id, []byte(secretOf(id)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		txn := m.NewTxn()
+		txn.PutKey(k, 0)
+		txn.PutMaterial(mat, 0)
+		sealed = append(sealed, txn)
+		if i < 3 {
+			m.ids = append(m.ids, id)
+		}
+	}
+	commit := func(i int) error { _, err := sealed[i].Commit(ctx); return err }
+	m.begin()
+	if err := commit(0); err != nil {
+		t.Errorf("after begin: %v", err)
+	}
+	if err := commit(0); !errors.Is(err, ErrInvalid) {
+		t.Errorf("committed twice: %v", err)
+	}
+	// An error of the root leaves nothing behind.
+	m.now.b.Inject(hsmtest.Encrypt, hsmtest.Fault{Err: hsm.ErrDevice})
+	before := m.Revision()
+	if err := commit(1); !errors.Is(err, hsm.ErrDevice) || m.Revision() != before {
+		t.Errorf("with a broken root: %v", err)
+	}
+	m.ids = append(m.ids[:len(m.ids)-2], m.ids[len(m.ids)-1])
+	var once sync.Once
+	_, err := m.Rewrap(ctx, func(p RewrapProgress) {
+		if p.Phase == PhaseChecking {
+			once.Do(func() {
+				if err := commit(2); err != nil {
+					t.Errorf("during the check: %v", err)
+				}
+			})
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.checkSecrets("after the move")
+	if n := m.count(m.target); n != len(m.ids) {
+		t.Errorf("%d of %d are under the target", n, len(m.ids))
+	}
+	if err := m.root.Keep(m.now.b); err != nil {
+		t.Fatal(err)
+	}
+	if err := commit(3); !errors.Is(err, ErrConflict) {
+		t.Errorf("without the old root: %v", err)
+	}
+	m.checkDone()
+}
+
+// TestLateReader opens material whose record it had read before the old root went away.
+func TestLateReader(t *testing.T) {
+	m := newMigration(t, 1)
+	m.begin()
+	release := make(chan struct{})
+	m.now.a.Inject(hsmtest.Decrypt, hsmtest.Fault{Block: release, Err: hsm.ErrNoDomainKey})
+	got := make(chan error, 1)
+	calls := m.now.a.Calls(hsmtest.Decrypt)
+	go func() {
+		secret, err := m.OpenMaterial(context.Background(), m.ids[0])
+		if err == nil && string(secret) != secretOf(m.ids[0]) {
+			err = fmt.Errorf("got %q", secret)
+		}
+		got <- err
+	}()
+	eventually(t, "the reader's call", func() bool { return m.now.a.Calls(hsmtest.Decrypt) > calls })
+	if _, err := m.Rewrap(context.Background(), nil); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRewrapUnderTraffic moves a store back and forth while others make, change, delete
+// and read keys. Nobody is disturbed, and in the end everything is where it belongs.
+func TestRewrapUnderTraffic(t *testing.T) {
+	m := newMigration(t, 80)
+	ctx := context.Background()
+	if err := m.root.Add(m.now.b); err != nil {
+		t.Fatal(err)
+	}
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	var ops, conflicts atomic.Int64
+	for w := range 4 {
+		rng := rand.New(rand.NewPCG(uint64(w), 1))
+		wg.Go(func() {
+			for i := 0; !stop.Load(); i++ {
+				k := testKey(0)
+				k.ID = numbered(10_000 + w*1000 + rng.IntN(20))
+				id := Identity{account, region, k.Spec, k.ID, 1}
+				old, err := m.Key(k.Ref())
+				txn := m.NewTxn()
+				switch {
+				case err == nil && rng.IntN(3) == 0:
+					txn.DeleteKey(old)
+				case err == nil && rng.IntN(2) == 0:
+					if secret, err := m.OpenMaterial(ctx, id); err != nil || string(secret) != secretOf(id) {
+						t.Errorf("worker %d: %q, %v", w, secret, err)
+						return
+					}
+					continue
+				default:
+					mat, err := m.SealMaterial(ctx, id, []byte(secretOf(id)))
+					if err != nil {
+						t.Errorf("worker %d: %v", w, err)
+						return
+					}
+					rev := uint64(0)
+					if old != nil {
+						rev = old.Revision
+					}
+					txn.PutKey(k, rev)
+					txn.PutMaterial(mat, AnyRevision)
+				}
+				switch _, err := txn.Commit(ctx); {
+				case errors.Is(err, ErrConflict): // the move has put a material in between
+					conflicts.Add(1)
+				case err != nil:
+					t.Errorf("worker %d: %v", w, err)
+					return
+				}
+				ops.Add(1)
+			}
+		})
+	}
+	roots := []*hsmtest.Memory{m.now.b, m.now.a}
+	places := []Place{placeB, placeA}
+	rounds := 10
+	if raceEnabled {
+		rounds = 4
+	}
+	for round := range rounds {
+		target, err := roots[round%2].CreateDomainKey(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.BeginRewrap(ctx, Rewrap{Target: target, From: places[(round+1)%2], To: places[round%2]}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Rewrap(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+		foreign := 0
+		if err := m.eachMaterial(ctx, func(mat *Material) error {
+			if mat.DomainKey != target {
+				foreign++
+			}
+			return nil
+		}); err != nil || foreign > 0 {
+			t.Errorf("round %d: %d materials are left behind, %v", round, foreign, err)
+		}
+		m.checkSecrets("during traffic")
+	}
+	stop.Store(true)
+	wg.Wait()
+	t.Logf("%d operations, %d conflicts", ops.Load(), conflicts.Load())
+	if err := m.Verify(ctx, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRewrapConflicts makes somebody else change materials between the reading and the
+// commit of a run.
+func TestRewrapConflicts(t *testing.T) {
+	m := newMigration(t, 40)
+	ctx := context.Background()
+	m.begin()
+	// While the first call of the new root is held up, things happen to what is in it.
+	release := make(chan struct{})
+	m.now.b.Inject(hsmtest.Encrypt, hsmtest.Fault{Block: release})
+	result := make(chan error, 1)
+	calls := m.now.b.Calls(hsmtest.Encrypt)
+	go func() { _, err := m.Rewrap(ctx, nil); result <- err }()
+	eventually(t, "the run's call", func() bool { return m.now.b.Calls(hsmtest.Encrypt) > calls })
+	for i := range 40 {
+		ref := Ref{region, numbered(i)}
+		switch i % 4 {
+		case 0: // gone
+			k, err := m.Key(ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			txn := m.NewTxn()
+			txn.DeleteKey(k)
+			if _, err := txn.Commit(ctx); err != nil {
+				t.Fatal(err)
+			}
+		case 1: // written again, as it was: still under the source, like a restored record
+			mat, err := m.Material(ref, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if mat.DomainKey == m.target {
+				continue
+			}
+			txn := m.NewTxn()
+			txn.PutMaterial(mat, mat.Revision)
+			txn.kept = nil // as if by a commit from before begin
+			if _, err := txn.Commit(ctx); err != nil {
+				t.Fatal(err)
+			}
+		case 2: // replaced, under the target
+			id := Identity{account, region, testKey(0).Spec, ref.ID, 2}
+			mat, err := m.SealMaterial(ctx, id, []byte(secretOf(id)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			txn := m.NewTxn()
+			txn.PutMaterial(mat, AnyRevision)
+			if _, err := txn.Commit(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	close(release)
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+	kept := m.ids[:0]
+	for _, id := range m.ids {
+		if int(id.ID[1])%4 != 0 {
+			kept = append(kept, id)
+		}
+	}
+	m.ids = kept
+	m.checkDone()
+}
+
+// TestOrphanIsNamed: material whose key is missing cannot be written back; the run says
+// so instead of trying for ever.
+func TestOrphanIsNamed(t *testing.T) {
+	m := newMigration(t, 3)
+	m.begin()
+	if err := m.db.Delete(keyName(Ref{region, numbered(1)}).key(), nil); err != nil {
+		t.Fatal(err)
+	}
+	p, err := m.Rewrap(context.Background(), nil)
+	if err == nil || p.Unmoved != 2 || !strings.Contains(err.Error(), numbered(1).String()) {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// TestRewrapBack turns a move round in the middle.
+func TestRewrapBack(t *testing.T) {
+	m := newMigration(t, 60)
+	ctx := context.Background()
+	source := m.Header().DomainKey
+	m.begin()
+	m.now.b.Inject(hsmtest.Encrypt, hsmtest.Fault{Skip: 2, Count: -1, Err: hsm.ErrDevice})
+	if p, err := m.Rewrap(ctx, nil); err == nil || p.Moved == 0 {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	abandoned := m.target
+	for range 2 {
+		if err := m.RewrapBack(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.newKey(3000)
+	m.close()
+	m.open(m.fs, true, true)
+	if p, err := m.PendingRewrap(); err != nil || p.Target != source || p.Source != abandoned || p.To != placeA {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	m.newKey(3001)
+	if p, err := m.Rewrap(ctx, nil); err != nil || p.Moved == 0 {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if m.count(source) != len(m.ids) || m.Header().DomainKey != source {
+		t.Error("not everything is back")
+	}
+	if keys, err := m.RetiredDomainKeys(); err != nil || len(keys) != 1 || keys[0].ID != abandoned || keys[0].Place != placeB {
+		t.Errorf("%+v, %v", keys, err)
+	}
+	m.close()
+	m.open(m.fs, true, false)
+	m.checkSecrets("on the old root alone")
+}
+
+// TestRelocate: the place of the target can be corrected.
+func TestRelocate(t *testing.T) {
+	m := newMigration(t, 1)
+	ctx := context.Background()
+	m.begin()
+	moved := placeB
+	moved.PINFile = "/elsewhere/pin"
+	for range 2 {
+		if err := m.RelocateRewrap(ctx, moved); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p, err := m.PendingRewrap(); err != nil || p.To != moved || p.Target != m.target {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if _, err := m.Rewrap(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	m.checkDone()
+}
+
+// TestForgetDomainKey: a domain key is only given up when nothing needs it.
+func TestForgetDomainKey(t *testing.T) {
+	m := newMigration(t, 5)
+	ctx := context.Background()
+	source := m.Header().DomainKey
+	destroyed := 0
+	destroy := func() error { destroyed++; return nil }
+	if err := m.ForgetDomainKey(ctx, source, destroy); !errors.Is(err, ErrInvalid) {
+		t.Errorf("the key in use: %v", err)
+	}
+	m.begin()
+	if err := m.ForgetDomainKey(ctx, source, destroy); !errors.Is(err, ErrInvalid) {
+		t.Errorf("during the move: %v", err)
+	}
+	if _, err := m.Rewrap(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ForgetDomainKey(ctx, m.target, destroy); !errors.Is(err, ErrInvalid) {
+		t.Errorf("the new key: %v", err)
+	}
+	if err := m.ForgetDomainKey(ctx, hsm.DomainKeyID{9}, destroy); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a stranger's key: %v", err)
+	}
+	// Material under it, as a record put back from outside would be.
+	mat, err := m.Material(Ref{region, numbered(2)}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sound := *mat
+	mat.DomainKey = source
+	put := func(mat *Material) {
+		txn := m.NewTxn()
+		txn.PutMaterial(mat, AnyRevision)
+		txn.kept = nil
+		if _, err := txn.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(mat)
+	if err := m.ForgetDomainKey(ctx, source, destroy); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), numbered(2).String()) {
+		t.Errorf("while a material needs it: %v", err)
+	}
+	put(&sound)
+	failed := errors.New("no token")
+	if err := m.ForgetDomainKey(ctx, source, func() error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("%v", err)
+	}
+	if destroyed != 0 {
+		t.Fatalf("destroyed %d times", destroyed)
+	}
+	if err := m.ForgetDomainKey(ctx, source, destroy); err != nil || destroyed != 1 {
+		t.Errorf("destroyed %d times, %v", destroyed, err)
+	}
+	if keys, err := m.RetiredDomainKeys(); len(keys) != 0 || err != nil {
+		t.Errorf("%+v, %v", keys, err)
+	}
+	if err := m.ForgetDomainKey(ctx, source, destroy); !errors.Is(err, ErrInvalid) || destroyed != 1 {
+		t.Errorf("twice: %v", err)
+	}
+}
+
+// TestOneRewrapAtATime: the second is refused while the first runs.
+func TestOneRewrapAtATime(t *testing.T) {
+	m := newMigration(t, 1)
+	m.begin()
+	ctx := context.Background()
+	var inside []error
+	_, err := m.Rewrap(ctx, func(p RewrapProgress) {
+		if p.Phase != PhaseChecking || inside != nil {
+			return
+		}
+		_, err := m.Rewrap(ctx, nil)
+		inside = append(inside, err, m.RewrapBack(ctx), m.RelocateRewrap(ctx, placeB), m.BeginRewrap(ctx, Rewrap{}),
+			m.ForgetDomainKey(ctx, m.target, nil))
+	})
+	if err != nil || len(inside) != 5 {
+		t.Fatal(err, inside)
+	}
+	for i, err := range inside {
+		if !errors.Is(err, ErrRewrapping) {
+			t.Errorf("call %d: %v", i, err)
+		}
+	}
+}
+
+// TestEverythingWrappedIsMoved: materials are the only records with a key that the root has
+// wrapped. Whoever adds another kind has to move it, too.
+func TestEverythingWrappedIsMoved(t *testing.T) {
+	wrapped := 0
+	for kind, name := range kindNames {
+		if name == "" || Kind(kind) == KindHeader {
+			continue
+		}
+		n := Name{Kind: Kind(kind), Account: account, Region: region, Name: "n"}
+		v, _ := ParseRecord(n, []byte{schemaVersion, 0xa0})
+		typ := reflect.TypeOf(v)
+		for typ != nil && typ.Kind() == reflect.Pointer {
+			typ = typ.Elem()
+		}
+		if typ == nil || typ.Kind() != reflect.Struct {
+			continue
+		}
+		for i := range typ.NumField() {
+			if typ.Field(i).Type == reflect.TypeOf(hsm.DomainKeyID{}) {
+				wrapped++
+				if Kind(kind) != KindMaterial {
+					t.Errorf("records of kind %s name a domain key and are not moved by Rewrap", name)
+				}
+			}
+		}
+	}
+	if wrapped == 0 {
+		t.Error("the test finds nothing, not even materials")
+	}
+}
+
+// A camera takes what the disk would hold after a power failure just before the next
+// matching operations.
+type camera struct {
+	fs    *vfs.MemFS
+	every int64
+	count atomic.Int64
+	on    atomic.Bool
+
+	mu   sync.Mutex
+	rng  *rand.Rand
+	shot []*vfs.MemFS
+}
+
+func (c *camera) String() string { return "camera" }
+
+func (c *camera) MaybeError(op errorfs.Op) error {
+	write := isSync(op) || op.Kind == errorfs.OpFileWrite
+	if !c.on.Load() || !write || c.count.Add(1)%c.every != 0 {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, unsynced := range []int{0, 50, 100} {
+		c.shot = append(c.shot, c.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsynced, RNG: c.rng}))
+	}
+	return nil
+}
+
+// TestRewrapCrashes loses power at the writes and syncs of a whole move, from before its
+// record to after its end. Each time the store opens (with both roots, or with
+// the one that its state allows), has every secret, and another run finishes the move.
+func TestRewrapCrashes(t *testing.T) {
+	m := newMigration(t, 70)
+	m.close()
+	mem := m.fs.(*vfs.MemFS)
+	cam := &camera{fs: mem, every: 1, rng: rand.New(rand.NewPCG(1, 2))}
+	if raceEnabled {
+		cam.every = 7
+	}
+	m.open(errorfs.Wrap(mem, cam), true, true)
+	cam.on.Store(true)
+	m.begin()
+	if _, err := m.Rewrap(context.Background(), nil); err != nil {
+		t.Fatal(err)
+	}
+	cam.on.Store(false)
+	target := m.target
+	m.checkDone()
+	m.close()
+	states := map[string]int{}
+	for i, shot := range append(cam.shot, mem) {
+		c := &migration{t: t, a: m.a, b: m.b, ids: m.ids, target: target}
+		c.open(shot, true, true)
+		p, err := c.PendingRewrap()
+		if err != nil {
+			t.Fatal(err)
+		}
+		state := "pending"
+		switch {
+		case p == nil && c.Header().DomainKey == target:
+			state = "done"
+			c.checkDone() // needs the new root alone
+		case p == nil:
+			state = "not begun"
+			c.close()
+			c.open(shot, true, false) // needs the old root alone
+		case c.Header().DomainKey == target:
+			t.Fatalf("crash %d: the header has moved before the end", i)
+		default:
+			if n := c.count(target); n > 0 && n < len(c.ids) {
+				state = "in the middle"
+			}
+			// The old root alone opens the store, and serves what has not moved.
+			c.close()
+			c.open(shot, true, false)
+			c.close()
+			if err := c.tryOpen(shot, false, true); !errors.Is(err, ErrWrongRoot) {
+				t.Errorf("crash %d: the new root alone: %v", i, err)
+			}
+			c.open(shot, true, true)
+		}
+		states[state]++
+		c.checkSecrets("after a crash")
+		if err := c.Verify(context.Background(), nil); err != nil {
+			t.Errorf("crash %d: %v", i, err)
+		}
+		if state == "pending" || state == "in the middle" {
+			c.newKey(4000)
+			if _, err := c.Rewrap(context.Background(), nil); err != nil {
+				t.Fatalf("crash %d: %v", i, err)
+			}
+			c.checkDone()
+		}
+		c.close()
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	t.Logf("%d crashes: %v", len(cam.shot), states)
+	for _, s := range []string{"not begun", "pending", "in the middle", "done"} {
+		if states[s] == 0 && !raceEnabled {
+			t.Errorf("no crash left the store %s", s)
+		}
+	}
+}
+
+// TestRewrapRecordDisagrees: a record that cannot be read, or names other domain keys than
+// the header, stops the start.
+func TestRewrapRecordDisagrees(t *testing.T) {
+	other, err := encodeRewrap(&Rewrap{Source: hsm.DomainKeyID{1}, Target: hsm.DomainKeyID{2}, From: placeA, To: placeB})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string][]byte{"other keys": other, "junk": []byte("junk")} {
+		m := newMigration(t, 0)
+		txn := m.NewTxn()
+		txn.Put(pendingRewrap, value, 0)
+		if _, err := txn.Commit(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		m.close()
+		if err := m.tryOpen(m.fs, true, false); !errors.Is(err, ErrTampered) || !strings.Contains(err.Error(), pendingRewrap) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestNoKEKStaysInMemory: what the old root decrypts for a move is wiped.
+func TestNoKEKStaysInMemory(t *testing.T) {
+	m := newMigration(t, 30)
+	m.begin()
+	spy := &spyRoot{Root: m.root}
+	m.Store.root = spy
+	if _, err := m.Rewrap(context.Background(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if len(spy.seen) < 60 {
+		t.Fatalf("%d KEKs seen", len(spy.seen))
+	}
+	for _, kek := range spy.seen {
+		if !bytes.Equal(kek, make([]byte, len(kek))) {
+			t.Fatal("a key-encryption key was not wiped")
+		}
+	}
+}
+
+type spyRoot struct {
+	hsm.Root
+	mu   sync.Mutex
+	seen [][]byte
+}
+
+func (r *spyRoot) Decrypt(ctx context.Context, id hsm.DomainKeyID, items []hsm.Item) {
+	r.Root.Decrypt(ctx, id, items)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, it := range items {
+		r.seen = append(r.seen, it.Out)
+	}
+}
