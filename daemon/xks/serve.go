@@ -379,6 +379,9 @@ func (x *call) answer() *failure {
 	if err != nil {
 		return &failure{reasonFor(err), "the operation failed", err}
 	}
+	if key.Used != nil {
+		key.Used(x.target.action)
+	}
 	return nil
 }
 

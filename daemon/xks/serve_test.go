@@ -580,9 +580,19 @@ func TestFile(t *testing.T) {
 	}
 }
 
+// TestMetrics: outcomes are counted, and uses of a key where they succeed.
 func TestMetrics(t *testing.T) {
 	r := newRig(t)
+	var used []Action
+	r.keys.change("key/00000000-0000-0000-0000-000000000001", func(k *ServedKey) { k.Used = func(a Action) { used = append(used, a) } })
 	r.call(base+"/keys/one/encrypt", bodyOf(nil))
+	r.call(base+"/keys/one/metadata", bodyOf(nil))
+	r.call(base+"/keys/one/decrypt", bodyOf(func(q *Request) {
+		q.Plaintext, q.Ciphertext, q.IV, q.Tag = nil, []byte("12345"), make([]byte, 12), make([]byte, 16)
+	}))
+	if len(used) != 1 || used[0] != Encrypt {
+		t.Errorf("used %v", used)
+	}
 	r.call(base+"/nothing", "")
 	var b bytes.Buffer
 	r.server.WriteMetrics(&b)
