@@ -99,11 +99,18 @@ func listAliases(x *exchange, in *wire.ListAliasesRequest) error {
 		if err != nil {
 			return err
 		}
-	} else if found, more, err = x.svc.store.ListAliases(x.account, x.region, after, limit); err != nil {
-		return err
+	} else {
+		if found, more, err = x.svc.store.ListAliases(x.account, x.region, after, limit); err != nil {
+			return err
+		}
+		found, more = x.withPredefined(found, more, after, limit)
 	}
 	resp := wire.ListAliasesResponse{Aliases: make([]wire.AliasListEntry, 0, len(found)), Truncated: wire.Some(more)}
 	for _, a := range found {
+		if a.Target == (keystore.KeyID{}) { // predefined, without a key
+			resp.Aliases = append(resp.Aliases, wire.AliasListEntry{AliasName: a.Name, AliasArn: aliasARN(a.Region, a.Account, a.Name)})
+			continue
+		}
 		target, err := x.svc.store.Key(keystore.Ref{Region: a.Region, ID: a.Target})
 		if errors.Is(err, keystore.ErrNotFound) {
 			continue // deleted since the page was read

@@ -382,7 +382,7 @@ func TestPagination(t *testing.T) {
 		want           []string
 	}{
 		{"ListKeys", "Keys", "KeyId", args{}, keys},
-		{"ListAliases", "Aliases", "AliasName", args{}, names},
+		{"ListAliases", "Aliases", "AliasName", args{}, withManaged(names)},
 		{"ListAliases", "Aliases", "AliasName", args{"KeyId": ""}, names},
 		{"ListResourceTags", "Tags", "TagKey", args{"KeyId": keys[0]}, nil},
 	} {
@@ -404,7 +404,7 @@ func TestPagination(t *testing.T) {
 				for _, it := range items {
 					got = append(got, it.(map[string]any)[c.item].(string))
 				}
-				if len(items) > limit || pages > 8 {
+				if len(items) > limit || pages > 40 {
 					t.Fatalf("%s: page of %d with limit %d", c.op, len(items), limit)
 				}
 				next, ok := a.fields["NextMarker"]
@@ -433,6 +433,16 @@ func TestPagination(t *testing.T) {
 	if a := h.call("ListAliases", args{"Marker": m}); a.code() != "InvalidMarkerException" {
 		t.Errorf("ListAliases with ListKeys' marker: %s", a)
 	}
+}
+
+// withManaged adds the predefined aliases to names.
+func withManaged(names []string) []string {
+	names = slices.Clone(names)
+	for _, service := range managedServices {
+		names = append(names, managedPrefix+service)
+	}
+	slices.Sort(names)
+	return names
 }
 
 func TestAliases(t *testing.T) {

@@ -280,10 +280,14 @@ func (x *exchange) judge(v *keyView, action string) error {
 // authorise is the place of the permission check. Today the only principal is
 // the account's root user, whose access key signed the request, and every key
 // view it can reach belongs to that account; stored key policies are not
-// evaluated yet, which the daemon says at start.
-func (x *exchange) authorise(v *keyView, _ string) error {
+// evaluated yet, which the daemon says at start. Only that of AWS managed keys,
+// which nobody can change, is.
+func (x *exchange) authorise(v *keyView, action string) error {
 	if v.rec.Account != x.account {
 		return keyNotFound(v.arn)
+	}
+	if v.rec.Manager == managerAWS {
+		return x.authoriseManaged(v, action)
 	}
 	return nil
 }
