@@ -16,7 +16,7 @@ func FuzzRewrapRecord(f *testing.F) {
 	id := bytes.Repeat([]byte{7}, 16)
 	for _, seed := range []map[int]any{
 		{},
-		{1: id, 2: make([]byte, 16), 3: map[int]any{1: hsm.KindSoftware}, 4: map[int]any{1: hsm.KindPKCS11, 2: "/m.so", 3: "token", 4: "/pin", 5: true}, 5: 1},
+		{1: id, 2: make([]byte, 16), 3: map[int]any{1: hsm.KindSoftware}, 4: map[int]any{1: hsm.KindPKCS11, 2: "/m.so", 3: "token", 4: "/pin"}, 5: 1},
 		{1: id, 2: id, 3: map[int]any{1: hsm.KindSoftware}, 4: map[int]any{1: hsm.KindSoftware}},
 		{1: map[int]any{1: hsm.KindSoftware}, 2: int64(1)},
 		{1: map[int]any{1: "paper"}, 2: int64(-1)},

@@ -69,12 +69,10 @@ const (
 type Place struct {
 	Kind string `json:"kind"` // hsm.KindSoftware or hsm.KindPKCS11
 
-	// Of a token: module, label, the file with the PIN, and whether the module was to
-	// be loaded into the daemon itself.
-	Module    string `json:"module,omitempty"`
-	Token     string `json:"token,omitempty"`
-	PINFile   string `json:"pin_file,omitempty"`
-	InProcess bool   `json:"in_process,omitempty"`
+	// Of a token.
+	Module  string `json:"module,omitempty"`
+	Token   string `json:"token,omitempty"` // label
+	PINFile string `json:"pin_file,omitempty"`
 }
 
 // String names the place for people.
@@ -101,11 +99,10 @@ type RetiredKey struct {
 }
 
 type placeRecord struct {
-	Kind      string `cbor:"1,keyasint,omitempty"`
-	Module    string `cbor:"2,keyasint,omitempty"`
-	Token     string `cbor:"3,keyasint,omitempty"`
-	PINFile   string `cbor:"4,keyasint,omitempty"`
-	InProcess bool   `cbor:"5,keyasint,omitempty"`
+	Kind    string `cbor:"1,keyasint,omitempty"`
+	Module  string `cbor:"2,keyasint,omitempty"`
+	Token   string `cbor:"3,keyasint,omitempty"`
+	PINFile string `cbor:"4,keyasint,omitempty"`
 }
 
 type rewrapRecord struct {
