@@ -186,3 +186,16 @@ func (s *Store) left(logs, tables map[string]bool) (n int, err error) {
 	}
 	return n, nil
 }
+
+// Sealed returns a record as its bytes are on disk, for those who look for them
+// there. ErrNotFound: there is no such record.
+func (s *Store) Sealed(n Name) ([]byte, error) {
+	key := n.key()
+	sealed, closer, err := s.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, ErrNotFound
+	} else if err != nil {
+		return nil, s.readError(key, err)
+	}
+	return bytes.Clone(sealed), closer.Close()
+}

@@ -32,12 +32,11 @@ func diskHarness(t testing.TB, tune func(*pebble.Options)) *Store {
 // but its own file content can contain by accident.
 func bytesOnDisk(t testing.TB, s *Store, n Name) []byte {
 	t.Helper()
-	raw, closer, err := s.db.Get(n.key())
+	raw, err := s.Sealed(n)
 	if err != nil {
 		t.Fatalf("%s: %v", n, err)
 	}
-	defer closer.Close()
-	return bytes.Clone(raw)
+	return raw
 }
 
 // filesWith returns the files below a directory that contain one of the needles.

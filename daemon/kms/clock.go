@@ -36,6 +36,9 @@ import (
 // there too, or restarting would be the same as confirming. A store without such a time is new,
 // and its first clock is believed. A restored backup has a time from the past.
 //
+// Within the allowance a date has still to be reached by the expected time, so a
+// step forward makes nothing earlier than the next base.
+//
 // A suspension ends when the clock is back within the allowance (somebody set
 // it right), or when an operator confirms that it is right as it is. Suspended
 // are the expiry of imported material and the destruction of keys, nothing else:
@@ -87,13 +90,14 @@ func newClockGuard(store *keystore.Store, clock func() time.Time, log *slog.Logg
 }
 
 // look compares the clock, which shows now, and tells whether destruction may go
-// on.
-func (g *clockGuard) look(now time.Time) bool {
+// on, and which time it is for that: what the clock shows, but never more than
+// was expected.
+func (g *clockGuard) look(now time.Time) (believed time.Time, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := g.load(now); err != nil {
 		g.log.Error("the last time that was seen could not be read: destruction waits", "error", err)
-		return false
+		return time.Time{}, false
 	}
 	since := g.elapsed(now)
 	wall := now.Round(0)
@@ -114,7 +118,10 @@ func (g *clockGuard) look(now time.Time) bool {
 	if !g.saved || since-g.persisted >= persistEvery {
 		g.save(now)
 	}
-	return !g.suspended.Load()
+	if most := g.base.Add(since - g.at); wall.After(most) {
+		wall = most
+	}
+	return wall, !g.suspended.Load()
 }
 
 // believe makes the clock's time the base.

@@ -34,6 +34,7 @@ type harness struct {
 	testing.TB
 	svc   *Service
 	store *keystore.Store
+	dir   string // of the store
 	root  *hsmtest.Memory
 	key   sigv4test.Key
 	now   time.Time
@@ -56,7 +57,8 @@ func newHarnessWith(t testing.TB, quotas *quota.Profile) *harness {
 	}
 	clock := func() time.Time { return h.now }
 	var err error
-	h.store, err = keystore.Open(context.Background(), keystore.Options{Dir: t.TempDir(), Root: h.root, Clock: clock})
+	h.dir = t.TempDir()
+	h.store, err = keystore.Open(context.Background(), keystore.Options{Dir: h.dir, Root: h.root, Clock: clock})
 	if err != nil {
 		t.Fatal(err)
 	}

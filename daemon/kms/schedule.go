@@ -88,6 +88,7 @@ func (s *Service) stopSchedule() {
 	if s.sched.done != nil {
 		close(s.sched.stop)
 		<-s.sched.done
+		s.erasing.wg.Wait()
 		s.guard.stop()
 	}
 }
@@ -99,6 +100,10 @@ func (s *Service) round() time.Duration {
 		return scheduleEvery
 	}
 	now := s.clock()
+	if err := s.completeReplicas(); err != nil {
+		s.log.Error("a replica could not be completed; it is tried again", "error", err)
+	}
+	s.eraseDue(now)
 	next, _, err := s.store.ListDue(now.Add(scheduleEvery), &keystore.DueKey{At: now}, 1)
 	if err != nil || len(next) == 0 {
 		return scheduleEvery
@@ -111,7 +116,7 @@ func (s *Service) round() time.Duration {
 func (s *Service) runDue(now time.Time) error {
 	s.sched.mu.Lock()
 	defer s.sched.mu.Unlock()
-	destroy := s.guard.look(now)
+	believed, destroy := s.guard.look(now)
 	var after *keystore.DueKey
 	for {
 		page, more, err := s.store.ListDue(now, after, duePage)
@@ -122,7 +127,7 @@ func (s *Service) runDue(now time.Time) error {
 			if s.sched.stopping() {
 				return nil
 			}
-			s.runDueKey(page[i].Ref, now, destroy)
+			s.runDueKey(page[i].Ref, now, believed, destroy)
 		}
 		if !more {
 			break
@@ -144,12 +149,12 @@ func (c *scheduler) stopping() bool {
 }
 
 // runDueKey does what is due to one key, unless it is in a pause.
-func (s *Service) runDueKey(ref keystore.Ref, now time.Time, destroy bool) {
+func (s *Service) runDueKey(ref keystore.Ref, now, believed time.Time, destroy bool) {
 	c := &s.sched
 	if b := c.setbacks[ref]; b != nil && now.Before(b.until) {
 		return
 	}
-	err := s.dueSteps(ref, now, destroy)
+	err := s.dueSteps(ref, now, believed, destroy)
 	switch {
 	case err == nil:
 		delete(c.setbacks, ref)
@@ -171,8 +176,9 @@ func (s *Service) runDueKey(ref keystore.Ref, now time.Time, destroy bool) {
 	c.failing.Store(int64(len(c.setbacks)))
 }
 
-// dueSteps takes a key through the steps.
-func (s *Service) dueSteps(ref keystore.Ref, now time.Time, destroy bool) (err error) {
+// dueSteps takes a key through the steps: those that destroy at the time that is
+// believed, and only if they may.
+func (s *Service) dueSteps(ref keystore.Ref, now, believed time.Time, destroy bool) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.log.Error("a step of what is due panicked", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
@@ -180,11 +186,12 @@ func (s *Service) dueSteps(ref keystore.Ref, now time.Time, destroy bool) (err e
 		}
 	}()
 	steps := [...]struct {
-		do       func(*keystore.Key, time.Time) error
-		destroys bool
-	}{{s.expireDue, true}, {s.destroyDue, true}, {s.rotateDue, false}}
+		do  func(*keystore.Key, time.Time) error
+		now time.Time
+		may bool
+	}{{s.expireDue, believed, destroy}, {s.destroyDue, believed, destroy}, {s.rotateDue, now, true}}
 	for _, step := range steps {
-		if step.destroys && !destroy {
+		if !step.may {
 			continue
 		}
 		rec, err := s.store.Key(ref)
@@ -196,7 +203,7 @@ func (s *Service) dueSteps(ref keystore.Ref, now time.Time, destroy bool) (err e
 		if due := rec.Due(); due.IsZero() || due.After(now) {
 			return nil
 		}
-		if err := step.do(rec, now); err != nil {
+		if err := step.do(rec, step.now); err != nil {
 			return err
 		}
 	}
@@ -217,5 +224,6 @@ func (c *scheduler) forget(now time.Time) {
 func (s *Service) writeScheduleMetrics(w io.Writer) {
 	fmt.Fprintf(w, "keymill_due_rounds_total %d\n", s.sched.rounds.Load())
 	fmt.Fprintf(w, "keymill_due_keys_failing %d\n", s.sched.failing.Load())
+	fmt.Fprintf(w, "keymill_keys_destroyed_total %d\n", s.destroyed.Load())
 	fmt.Fprintf(w, "keymill_destruction_suspended %d\n", s.guard.suspendedGauge())
 }
