@@ -49,6 +49,12 @@ func newHarness(t testing.TB) *harness {
 // newHarnessWith is newHarness with quotas; nil is none.
 func newHarnessWith(t testing.TB, quotas *quota.Profile) *harness {
 	t.Helper()
+	return newHarnessConfig(t, func(c *Config) { c.Quota = quotas })
+}
+
+// newHarnessConfig is newHarness with a changed configuration of the service.
+func newHarnessConfig(t testing.TB, change func(*Config)) *harness {
+	t.Helper()
 	h := &harness{
 		TB:   t,
 		root: hsmtest.NewMemory(),
@@ -68,11 +74,12 @@ func newHarnessWith(t testing.TB, quotas *quota.Profile) *harness {
 	if _, err := tx.Commit(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	h.svc, err = New(Config{
-		Store: h.store, Account: testAccount, Region: testRegion, Regions: []string{"us-east-1"}, Quota: quotas,
+	config := Config{
+		Store: h.store, Account: testAccount, Region: testRegion, Regions: []string{"us-east-1"},
 		Clock: clock, Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
-	if err != nil {
+	}
+	change(&config)
+	if h.svc, err = New(config); err != nil {
 		t.Fatal(err)
 	}
 	h.ln = fasthttputil.NewInmemoryListener()
@@ -96,6 +103,13 @@ func (h *harness) server() *fasthttp.Server {
 		Handler: h.svc.ServeHTTP, DisableHeaderNamesNormalizing: true,
 		NoDefaultServerHeader: true, NoDefaultContentType: true, ReadBufferSize: 16 << 10,
 	}
+}
+
+// in returns the harness as a subtest sees it.
+func (h *harness) in(t testing.TB) *harness {
+	sub := *h
+	sub.TB = t
+	return &sub
 }
 
 type testLog struct{ testing.TB }

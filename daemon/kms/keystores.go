@@ -148,7 +148,7 @@ func createCustomKeyStore(x *exchange, in *wire.CreateCustomKeyStoreRequest) err
 			return nil
 		}
 	}
-	if most := s.quota.Resources().CustomKeyStores; len(all) >= most {
+	if most := s.quota.Resources().CustomKeyStores; most > 0 && len(all) >= most {
 		return wire.NewError(wire.LimitExceededException, "The account has %d custom key stores in this Region, which is the limit.", len(all))
 	}
 	if err := s.unusedSettings(all, nil, set); err != nil {
