@@ -37,8 +37,8 @@ func TestKeyFieldsAreKept(t *testing.T) {
 // The list of what is due follows every change of a key.
 func TestDueFollowsTheKey(t *testing.T) {
 	h := newHarness(t)
-	k := testKey(1)
-	k.State, k.Origin = stateEnabled, "EXTERNAL"
+	k := withoutMaterial(1)
+	k.State = stateEnabled
 	day := func(n int) time.Time { return now.Add(time.Duration(n) * 24 * time.Hour) }
 	steps := []struct {
 		name   string

@@ -296,10 +296,10 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// withoutMaterial is a key that needs none.
+// withoutMaterial is a key that needs none here.
 func withoutMaterial(n byte) *Key {
 	k := testKey(n)
-	k.Origin = "EXTERNAL"
+	k.Origin = "AWS_CLOUDHSM"
 	return k
 }
 

@@ -267,3 +267,25 @@ func TestSecretsAreWiped(t *testing.T) {
 		t.Error("the encoded access key was not wiped")
 	}
 }
+
+// Verify holds the material of imported keys against what their records say of it.
+func TestVerifyImportedMaterial(t *testing.T) {
+	for _, c := range []struct{ missing, there, sound bool }{
+		{false, true, true}, {true, false, true}, {false, false, false}, {true, true, false},
+	} {
+		h := newHarness(t)
+		k := testKey(1)
+		k.Origin, k.Versions[0].Missing = originImported, c.missing
+		h.commit(func(txn *Txn) { txn.PutKey(k, 0) })
+		if c.there {
+			m, err := h.SealMaterial(t.Context(), Identity{Account: k.Account, Region: k.Region, Spec: k.Spec, ID: k.ID, Version: 1}, make([]byte, 32))
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.commit(func(txn *Txn) { txn.PutMaterial(m, 0) })
+		}
+		if err := h.Verify(t.Context(), nil); (err == nil) != c.sound {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
