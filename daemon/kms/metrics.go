@@ -57,6 +57,7 @@ func (s *Service) WriteMetrics(w io.Writer) {
 		fmt.Fprintf(w, "keymill_requests_total{operation=%q,code=%q} %d\n", op, name.code, v.(*atomic.Uint64).Load())
 		return true
 	})
+	fmt.Fprintf(w, "keymill_operation_panics_total %d\n", s.panics.Load())
 	fmt.Fprintf(w, "keymill_cached_keys %d\n", s.views.Len())
 	s.writeScheduleMetrics(w)
 	s.usage.writeMetrics(w)

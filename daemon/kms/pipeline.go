@@ -16,6 +16,7 @@ import (
 func (s *Service) ServeHTTP(ctx *fasthttp.RequestCtx) {
 	x := s.exchanges.Get().(*exchange)
 	x.begin(ctx)
+	defer x.survive()
 	err := x.serve()
 	x.answer(err)
 	x.end()

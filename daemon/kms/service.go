@@ -73,6 +73,7 @@ type Service struct {
 	exchanges sync.Pool // of *exchange
 	tokens    grantTokens
 	bulk      bulkState
+	panics    atomic.Uint64 // operations that panicked
 	sched     scheduler
 	guard     *clockGuard
 
