@@ -55,7 +55,8 @@ func TestUsageIsAddedUp(t *testing.T) {
 	})
 
 	h.fails(ErrInvalid, func(txn *Txn) { txn.AddUsage(ref, &Usage{Counts: []OperationCount{{"", 1}}}) })
-	h.fails(ErrInvalid, func(txn *Txn) { txn.AddUsage(ref, &Usage{Operation: "Sign"}) })
+	h.fails(ErrInvalid, func(txn *Txn) { txn.AddUsage(ref, &Usage{Counts: []OperationCount{{"\xff", 1}}}) })
+	h.fails(ErrInvalid, func(txn *Txn) { txn.AddUsage(ref, &Usage{Operation: "\xff", Time: now.Add(time.Hour)}) })
 	if err := h.Verify(context.Background(), nil); err != nil {
 		t.Error(err)
 	}

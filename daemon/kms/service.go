@@ -136,7 +136,7 @@ func New(c Config) (*Service, error) {
 	})
 	s.exchanges.New = func() any { return newExchange(s) }
 	s.guard = newClockGuard(c.Store, c.Clock, c.Logger)
-	if s.usage, err = newUsageLog(c.Store, c.Clock()); err != nil {
+	if s.usage, err = newUsageLog(c.Store, c.KeyCache, c.Clock()); err != nil {
 		return nil, fmt.Errorf("kms: %w", err)
 	}
 	if s.heavy, err = heavyWorkers(c); err != nil {

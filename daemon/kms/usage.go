@@ -36,15 +36,15 @@ import (
 // A keyUse holds differences only: records are sums. So it does not matter that a
 // key has a new one with every view of it, and an old one as long as that is
 // dirty; nor does it have to be found again. It is 128 bytes. Those that no view
-// points to are bounded by maxDirtyUses: whoever makes another key dirty beyond
-// it writes a batch first, which takes as many off the list as it puts there
-// requests ahead.
+// points to are bounded, since no more than most are dirty: whoever makes another
+// key dirty then writes a batch of them first.
 //
 // The last use that GetKeyLastUsage shows is the latest of the record, the key's
 // own keyUse and those of older views that are not written yet.
 type usageLog struct {
 	store *keystore.Store
 	since time.Time // use is recorded since then
+	most  int64     // of keyUses that are dirty
 
 	dirty   atomic.Pointer[keyUse] // a stack through next
 	pending atomic.Int64           // keyUses that are dirty
@@ -64,8 +64,10 @@ const (
 	usageEvery = 30 * time.Second
 	// usageBatch is how many keys one commit is about.
 	usageBatch = 100
-	// maxDirtyUses bounds the memory of what is not written: 17 MB.
-	maxDirtyUses = 128 << 10
+	// dirtyUses is the least bound of what is not written, 17 MB. Where more keys stay
+	// in memory anyway, twice as many as those may wait: writing them sooner would be
+	// writing them more often.
+	dirtyUses = 128 << 10
 )
 
 // usageRecord names the store's record of the date since which use is recorded.
@@ -127,9 +129,10 @@ type keyUse struct {
 	counts [numUses - 1]atomic.Uint32
 }
 
-// newUsageLog returns the log of a store, which says since when it has one.
-func newUsageLog(store *keystore.Store, now time.Time) (*usageLog, error) {
-	u := &usageLog{store: store, wake: make(chan struct{}, 1)}
+// newUsageLog returns the log of a store, which says since when it has one. So
+// many keys stay in memory.
+func newUsageLog(store *keystore.Store, keys int, now time.Time) (*usageLog, error) {
+	u := &usageLog{store: store, wake: make(chan struct{}, 1), most: int64(max(dirtyUses, 2*keys))}
 	text, _, err := store.Get(usageRecord)
 	if errors.Is(err, keystore.ErrNotFound) {
 		u.since = now.Round(0).UTC()
@@ -162,10 +165,10 @@ func (u *usageLog) mark(k *keyUse, as use, n uint32, now time.Time, id *[2]uint6
 // push puts a keyUse that has just become dirty on the list.
 func (u *usageLog) push(k *keyUse) {
 	switch n := u.pending.Add(1); {
-	case n > maxDirtyUses:
+	case n > u.most:
 		u.collect()
 		_, _ = u.batch() // the flusher says what is wrong
-	case n == maxDirtyUses/2:
+	case n == u.most/2:
 		select {
 		case u.wake <- struct{}{}:
 		default:

@@ -313,10 +313,10 @@ func TestDirtyUsesAreBounded(t *testing.T) {
 	h := newHarness(t)
 	u := h.svc.usage
 	id := [2]uint64{}
-	for i := range maxDirtyUses + 50*usageBatch {
+	for i := range dirtyUses + 50*usageBatch {
 		k := &keyUse{ref: keystore.Ref{Region: testRegion, ID: keystore.KeyID{byte(i), byte(i >> 8), byte(i >> 16)}}}
 		u.mark(k, useSign, 1, h.now, &id)
-		if n := u.pending.Load(); n > maxDirtyUses+1 {
+		if n := u.pending.Load(); n > dirtyUses+1 {
 			t.Fatalf("%d keys are dirty", n)
 		}
 	}
@@ -397,7 +397,7 @@ func TestUsageSince(t *testing.T) {
 	if err := commit(tx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newUsageLog(h.store, h.now); err == nil || !strings.Contains(err.Error(), usageRecord) {
+	if _, err := newUsageLog(h.store, 1, h.now); err == nil || !strings.Contains(err.Error(), usageRecord) {
 		t.Errorf("a date that is none: %v", err)
 	}
 }
