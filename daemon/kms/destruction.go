@@ -181,6 +181,13 @@ func eraseLater(t *keystore.Txn, ref keystore.Ref) {
 	t.Put(erasePrefix+refName(ref), nil, keystore.AnyRevision)
 }
 
+// eraseLater is the same for what was deleted of a family's imported material.
+func (f *family) eraseLater(t *keystore.Txn) {
+	for _, c := range f.changes() {
+		eraseLater(t, c.before.Ref())
+	}
+}
+
 // An erasing is the state of the work that rewrites files.
 type erasing struct {
 	mu   sync.Mutex // held while files are rewritten

@@ -434,6 +434,7 @@ func (s *Service) expireDue(rec *keystore.Key, now time.Time) error {
 		return nil
 	}
 	f.write(t)
+	f.eraseLater(t)
 	t.PutKey(&k, rec.Revision)
 	if err := commit(t); err != nil {
 		return err

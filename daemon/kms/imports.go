@@ -285,6 +285,7 @@ func deleteImportedKeyMaterial(x *exchange, in *wire.DeleteImportedKeyMaterialRe
 			return wire.NewError(wire.NotFoundException, "Key material %s is not associated with KMS key %s.", in.KeyMaterialId, v.arn)
 		}
 		f.write(t)
+		f.eraseLater(t)
 		all = f.changes()
 		return nil
 	})
