@@ -35,6 +35,7 @@ type harness struct {
 	svc   *Service
 	store *keystore.Store
 	dir   string // of the store
+	conf  Config // of svc
 	root  *hsmtest.Memory
 	key   sigv4test.Key
 	now   time.Time
@@ -79,6 +80,7 @@ func newHarnessConfig(t testing.TB, change func(*Config)) *harness {
 		Clock: clock, Logger: slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	change(&config)
+	h.conf = config
 	if h.svc, err = New(config); err != nil {
 		t.Fatal(err)
 	}

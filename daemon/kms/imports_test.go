@@ -445,8 +445,7 @@ func (h *harness) restart() {
 	h.Helper()
 	h.svc.Close()
 	var err error
-	h.svc, err = New(Config{Store: h.store, Account: testAccount, Region: testRegion, Regions: []string{"us-east-1"}, Clock: func() time.Time { return h.now }})
-	if err != nil {
+	if h.svc, err = New(h.conf); err != nil {
 		h.Fatal(err)
 	}
 	_ = h.ln.Close()

@@ -423,3 +423,43 @@ func TestKeyStorePagesAndLimit(t *testing.T) {
 		t.Errorf("%d stores after a deletion", len(all))
 	}
 }
+
+// A store that was connected is connected after a restart, with its proxy or without.
+func TestKeyStoreAfterRestart(t *testing.T) {
+	h, p := withProxy(t)
+	id := h.connectedStore(externalStore("a store", proxyPath))
+	key, _ := h.newKey(args{"Origin": typeExternal, "CustomKeyStoreId": id, "XksKeyId": "ext-1"})
+	blob := h.must("Encrypt", args{"KeyId": key, "Plaintext": "AAAA"}).str("CiphertextBlob")
+	again := func() {
+		h.restart()
+		p.Server = xks.NewServer(xks.ServerOptions{Keys: h.svc, Clock: func() time.Time { return h.now }, Logger: h.conf.Logger})
+		if err := p.Load(p.file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again()
+	if e := h.settled(id); e["ConnectionState"] != storeConnected {
+		t.Errorf("%v", e)
+	}
+	st := h.svc.stores.get(storeName{testAccount, testRegion, id})
+	opened := func() {
+		for st.device.Load() == nil {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	opened()
+	if got := h.must("Decrypt", args{"CiphertextBlob": blob}).str("Plaintext"); got != "AAAA" {
+		t.Errorf("%q", got)
+	}
+
+	p.down.Store(true)
+	again()
+	st = h.svc.stores.get(storeName{testAccount, testRegion, id})
+	h.refused("Decrypt", args{"CiphertextBlob": blob}, "KMSInvalidStateException",
+		"The external key store proxy cannot be reached. If this happens again, check that it is running and that its endpoint and network are set up correctly.")
+	p.down.Store(false)
+	opened() // by itself, at its next try
+	if got := h.must("Decrypt", args{"CiphertextBlob": blob}).str("Plaintext"); got != "AAAA" {
+		t.Errorf("%q", got)
+	}
+}

@@ -212,10 +212,14 @@ func (r *operation) kmsOperation() string {
 
 // currentProxy returns the client of the store's proxy.
 func (st *keyStore) currentProxy() (*xks.Client, error) {
-	if d := st.device.Load(); d != nil && st.connected() {
-		return d.proxy, nil
+	d := st.device.Load()
+	switch {
+	case !st.connected():
+		return nil, xks.NewError(xks.NotConnected, nil)
+	case d == nil: // it has not answered since the daemon started
+		return nil, xks.NewError(xks.Unreachable, nil)
 	}
-	return nil, xks.NewError(xks.NotConnected, nil)
+	return d.proxy, nil
 }
 
 // A storeToken is the token of a custom key store, whichever is open when it is
