@@ -190,7 +190,7 @@ func TestImportNewMaterial(t *testing.T) {
 	for _, blob := range []string{blob, newer} {
 		h.must("Decrypt", args{"CiphertextBlob": blob})
 	}
-	a = h.must("DeleteImportedKeyMaterial", args{"KeyId": id, "KeyMaterialId": mid(1)})
+	h.must("DeleteImportedKeyMaterial", args{"KeyId": id, "KeyMaterialId": mid(1)})
 	h.wantMetadata(id, args{"KeyState": "PendingImport"})
 	for _, blob := range []string{blob, newer} {
 		h.refused("Decrypt", args{"CiphertextBlob": blob}, "KMSInvalidStateException", arn+" is pending import.")

@@ -355,10 +355,6 @@ func TestUnavailableOperations(t *testing.T) {
 			_, err := s.DescribeCustomKeyStores(s.ctx(), &kms.DescribeCustomKeyStoresInput{})
 			return err
 		},
-		"GetParametersForImport": func() error {
-			_, err := s.GetParametersForImport(s.ctx(), &kms.GetParametersForImportInput{KeyId: &id, WrappingAlgorithm: types.AlgorithmSpecRsaesOaepSha256, WrappingKeySpec: types.WrappingKeySpecRsa2048})
-			return err
-		},
 	}
 	for name, call := range calls {
 		t.Run(name, func(t *testing.T) {
