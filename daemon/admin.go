@@ -84,6 +84,8 @@ func (s *Server) controlMux() *http.ServeMux {
 		}
 	})
 	mux.HandleFunc("POST /confirm-clock", s.confirmClock)
+	mux.HandleFunc("POST /rewrap", s.rewrap)
+	mux.HandleFunc("GET /rewrap", s.rewrapStatus)
 	return mux
 }
 
@@ -122,33 +124,46 @@ func RequestBackup(ctx context.Context, data, to string) error {
 // socket, and reads its answer, of any status, into out. It fails with
 // [ErrNotRunning] when there is none.
 func callControl(ctx context.Context, data, path string, in, out any) error {
-	body, err := json.Marshal(in)
+	res, err := askControl(ctx, data, http.MethodPost, path, in)
 	if err != nil {
 		return err
+	}
+	defer res.Body.Close()
+	return readControl(res, out)
+}
+
+func readControl(res *http.Response, out any) error {
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxControlBody)).Decode(out); err != nil {
+		return fmt.Errorf("couldn't read the daemon's answer (status %d): %w", res.StatusCode, err)
+	}
+	return nil
+}
+
+// askControl is callControl for an answer that the caller reads, and closes.
+func askControl(ctx context.Context, data, method, path string, in any) (*http.Response, error) {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return nil, err
 	}
 	conn, err := dialUnix(filepath.Join(data, controlName))
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-			return ErrNotRunning
+			return nil, ErrNotRunning
 		}
-		return fmt.Errorf("couldn't reach the daemon: %w", err)
+		return nil, fmt.Errorf("couldn't reach the daemon: %w", err)
 	}
 	client := &http.Client{Transport: &http.Transport{
 		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 		DisableKeepAlives: true,
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://control"+path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, bytes.NewReader(body))
 	if err != nil {
 		conn.Close()
-		return err
+		return nil, err
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("couldn't reach the daemon: %w", err)
+		return nil, fmt.Errorf("couldn't reach the daemon: %w", err)
 	}
-	defer res.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(res.Body, maxControlBody)).Decode(out); err != nil {
-		return fmt.Errorf("couldn't read the daemon's answer (status %d): %w", res.StatusCode, err)
-	}
-	return nil
+	return res, nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -44,16 +43,16 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	if err := s.makeDataDir(); err != nil {
 		return nil, err
 	}
-	root, store, err := OpenStore(ctx, s.cfg, StoreOptions{Create: true, Clock: s.env.Clock, Logger: s.log, OnFatal: s.fail, HSMChild: s.env.HSMChild})
+	opened, err := OpenStore(ctx, s.cfg, StoreOptions{Create: true, Clock: s.env.Clock, Logger: s.log, OnFatal: s.fail, HSMChild: s.env.HSMChild})
 	if err != nil {
 		return nil, err
 	}
-	shut := func() error { return errors.Join(store.Close(), root.Close()) }
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, shut())
+			err = errors.Join(err, opened.Close())
 		}
 	}()
+	store := opened.Store
 	if err := s.ensureRootPrincipal(ctx, store, preset); err != nil {
 		return nil, err
 	}
@@ -84,11 +83,12 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.warn(root)
+	s.warn(opened.Root)
+	s.warnOfRewrap(store)
 	svc.Start()
-	return &service{handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, confirmClock: svc.ConfirmClock, close: func() error {
+	return &service{opened: opened, handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, confirmClock: svc.ConfirmClock, close: func() error {
 		svc.Close()
-		return shut()
+		return opened.Close()
 	}}, nil
 }
 
@@ -142,52 +142,12 @@ type StoreOptions struct {
 	OnFatal func(error)
 	// HSMChild is the token's; see hsm.PKCS11Config.
 	HSMChild func() *exec.Cmd
-}
-
-// OpenStore opens the root of trust that cfg names and the store in its data
-// directory. The caller closes the store first, then the root.
-func OpenStore(ctx context.Context, cfg Config, o StoreOptions) (hsm.Root, *keystore.Store, error) {
-	dir := StoreDir(cfg.Data)
-	files, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, fmt.Errorf("data: %w", err)
-	}
-	exists := len(files) > 0
-	if !exists && !o.Create {
-		return nil, nil, fmt.Errorf("data: %s holds no key store", cfg.Data)
-	}
-	root, err := openRoot(cfg, o.Create && !exists, o)
-	if err != nil {
-		return nil, nil, err
-	}
-	store, err := keystore.Open(ctx, keystore.Options{
-		Dir:       dir,
-		Root:      root,
-		Clock:     o.Clock,
-		Logger:    o.Logger,
-		OnFatal:   o.OnFatal,
-		MustExist: !o.Create,
-	})
-	if err != nil {
-		return nil, nil, errors.Join(explain(err, cfg), root.Close())
-	}
-	return root, store, nil
-}
-
-// openRoot opens the root of trust. A missing root key file is made only for a
-// store that is yet to be made: for any other, a new key could not open it.
-func openRoot(cfg Config, create bool, o StoreOptions) (hsm.Root, error) {
-	if cfg.HSMModule != "" {
-		token := PKCS11Config(cfg, o.Logger)
-		token.Child = o.HSMChild
-		return hsm.OpenPKCS11(token)
-	}
-	path := filepath.Join(cfg.Data, rootKeyName)
-	root, err := hsm.OpenSoftware(path, hsm.SoftwareOptions{Create: create})
-	if errors.Is(err, hsm.ErrNoKeyFile) {
-		return nil, fmt.Errorf("%w: %s; the store beside it cannot be opened without its root of trust: bring the file back, or name the HSM with hsm-module", hsm.ErrNoKeyFile, path)
-	}
-	return root, err
+	// Target is where the root of trust is found to which keymill rewrap has begun to
+	// move the store; nil is where that command was told.
+	Target *keystore.Place
+	// StoreKeyOnly is for those who unwrap nothing but the store key: of a store that
+	// is being moved they need one root.
+	StoreKeyOnly bool
 }
 
 // PKCS11Config returns what cfg says about the token. A nil log is slog.Default().
@@ -199,9 +159,9 @@ func PKCS11Config(cfg Config, log *slog.Logger) hsm.PKCS11Config {
 func explain(err error, cfg Config) error {
 	switch {
 	case errors.Is(err, keystore.ErrWrongRoot) && cfg.HSMModule == "":
-		return fmt.Errorf("%w; %s is not the key it was made with: bring the right file back, or name the HSM with hsm-module", err, filepath.Join(cfg.Data, rootKeyName))
+		return fmt.Errorf("%w; %s is not its key: bring the right file back, or name the HSM with hsm-module if it was made on one or keymill rewrap has moved it there", err, filepath.Join(cfg.Data, rootKeyName))
 	case errors.Is(err, keystore.ErrWrongRoot):
-		return fmt.Errorf("%w; use the HSM token it was made on, or leave hsm-module out if that was the software root", err)
+		return fmt.Errorf("%w; name the HSM token it was made on or keymill rewrap has moved it to (until that is finished, the one it comes from), or leave hsm-module out for the software root", err)
 	case errors.Is(err, keystore.ErrTampered):
 		return fmt.Errorf("%w; nothing was changed: restore a backup, or look closer with keymill doctor --verify-store", err)
 	}

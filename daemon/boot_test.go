@@ -54,13 +54,12 @@ func mustBoot(t *testing.T, cfg Config, environ map[string]string) (log string) 
 // stored opens the store of a stopped daemon.
 func stored(t *testing.T, cfg Config, see func(*keystore.Store)) {
 	t.Helper()
-	root, store, err := OpenStore(t.Context(), cfg, StoreOptions{})
+	opened, err := OpenStore(t.Context(), cfg, StoreOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer root.Close()
-	defer store.Close()
-	see(store)
+	defer opened.Close()
+	see(opened.Store)
 }
 
 func TestFirstStart(t *testing.T) {
@@ -349,7 +348,7 @@ func TestBackupAndRestore(t *testing.T) {
 
 func TestOpenStoreNeedsAStore(t *testing.T) {
 	cfg := valid(t.TempDir())
-	if _, _, err := OpenStore(t.Context(), cfg, StoreOptions{}); err == nil || !strings.Contains(err.Error(), "no key store") {
+	if _, err := OpenStore(t.Context(), cfg, StoreOptions{}); err == nil || !strings.Contains(err.Error(), "no key store") {
 		t.Errorf("error %v", err)
 	}
 	if left, _ := os.ReadDir(cfg.Data); len(left) > 0 {

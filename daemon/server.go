@@ -94,6 +94,7 @@ type Server struct {
 
 // service is what a request ends in, and what has to be closed after it.
 type service struct {
+	opened       *Opened
 	handler      fasthttp.RequestHandler
 	backup       func(ctx context.Context, dir string) error
 	writeMetrics func(io.Writer)

@@ -51,12 +51,12 @@ func backup(ctx context.Context, conf daemon.Config, to string) (err error) {
 		return err
 	}
 	syscall.Umask(0o077)
-	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet, HSMChild: hsmChild(conf)})
+	opened, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet, HSMChild: hsmChild(conf), StoreKeyOnly: true})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.Close(), root.Close()) }()
-	return store.Backup(ctx, to)
+	defer func() { err = errors.Join(err, opened.Close()) }()
+	return opened.Store.Backup(ctx, to)
 }
 
 func restoreCommand() *cobra.Command {

@@ -82,14 +82,14 @@ func inspectHSM(w io.Writer, conf daemon.Config) error {
 
 // verifyStore checks every record and shows how far it is, on a terminal.
 func verifyStore(ctx context.Context, w io.Writer, conf daemon.Config) (err error) {
-	root, store, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet, HSMChild: hsmChild(conf)})
+	opened, err := daemon.OpenStore(ctx, conf, daemon.StoreOptions{Logger: quiet, HSMChild: hsmChild(conf), StoreKeyOnly: true})
 	if errors.Is(err, keystore.ErrLocked) {
 		return fmt.Errorf("%w; stop the daemon first", err)
 	}
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.Close(), root.Close()) }()
+	defer func() { err = errors.Join(err, opened.Close()) }()
 
 	var bar *progressbar.ProgressBar
 	if term.IsTerminal(int(os.Stderr.Fd())) {
@@ -97,7 +97,7 @@ func verifyStore(ctx context.Context, w io.Writer, conf daemon.Config) (err erro
 			progressbar.OptionShowCount(), progressbar.OptionClearOnFinish(), progressbar.OptionThrottle(100*time.Millisecond))
 	}
 	var last keystore.Progress
-	err = store.Verify(ctx, func(p keystore.Progress) {
+	err = opened.Store.Verify(ctx, func(p keystore.Progress) {
 		last = p
 		if bar != nil {
 			bar.Set64(int64(p.Records))
