@@ -18,12 +18,12 @@ import (
 )
 
 func doctorCommand() *cobra.Command {
-	var verify, providers bool
+	var verify, providers, quotas bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Examine an HSM, the key store or the cryptography",
-		Long: `Examine an HSM, the key store, the cryptography of this machine, or all of
-them, and change nothing.
+		Short: "Examine an HSM, the key store, the cryptography or the quotas",
+		Long: `Examine an HSM, the key store, the cryptography of this machine, the quotas, or
+all of them, and change nothing.
 
 With --hsm-module (and --hsm-token and --hsm-pin-file), print what the token
 offers, which mechanism would be used and what is missing.
@@ -31,6 +31,9 @@ offers, which mechanism would be used and what is missing.
 With --providers, print which implementation computes what for each kind of key,
 and why: it was measured best, or a better one is forbidden, missing or failed
 its known-answer test.
+
+With --quotas, print the quotas that --quota-profile stands for, as a file that it
+reads.
 
 With --verify-store, open the store in --data and check every record. The daemon
 must not be running on it.
@@ -42,12 +45,15 @@ The exit status is 0 when everything that was examined is sound.`,
 			if err != nil {
 				return err
 			}
-			if conf.HSMModule == "" && !verify && !providers {
-				return errors.New("nothing to examine: give --hsm-module, --verify-store or --providers")
+			if conf.HSMModule == "" && !verify && !providers && !quotas {
+				return errors.New("nothing to examine: give --hsm-module, --verify-store, --providers or --quotas")
 			}
 			var found error
+			if quotas {
+				found = printQuotas(cmd.OutOrStdout(), conf, "")
+			}
 			if providers {
-				found = printProviders(cmd.OutOrStdout(), conf)
+				found = errors.Join(found, printProviders(cmd.OutOrStdout(), conf))
 			}
 			if conf.HSMModule != "" {
 				found = errors.Join(found, inspectHSM(cmd.OutOrStdout(), conf))
@@ -58,8 +64,9 @@ The exit status is 0 when everything that was examined is sound.`,
 			return found
 		},
 	}
-	addFlags(cmd.Flags(), "data", "forbid-provider", "hsm-module", "hsm-token", "hsm-pin-file", "hsm-in-process")
+	addFlags(cmd.Flags(), "data", "forbid-provider", "quota-profile", "hsm-module", "hsm-token", "hsm-pin-file", "hsm-in-process")
 	cmd.Flags().BoolVar(&providers, "providers", false, "say which cryptography provider serves what")
+	cmd.Flags().BoolVar(&quotas, "quotas", false, "print the quotas in force")
 	cmd.Flags().BoolVar(&verify, "verify-store", false, "check every record of the store")
 	return cmd
 }

@@ -34,7 +34,7 @@ preset the access key.`,
 				return err
 			}
 			if print {
-				return printConfig(cmd.OutOrStdout(), conf)
+				return printEffective(cmd.OutOrStdout(), conf)
 			}
 			return serve(cmd.Context(), conf, warnings)
 		},
