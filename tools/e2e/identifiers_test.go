@@ -144,6 +144,30 @@ var calls = []call{
 		_, err := k.ListResourceTags(ctx, &kms.ListResourceTagsInput{KeyId: &id})
 		return err
 	}},
+	{"GetKeyLastUsage", false, false, stateAny, func(ctx context.Context, k *keyring, id string, _ *bool) error {
+		_, err := k.GetKeyLastUsage(ctx, &kms.GetKeyLastUsageInput{KeyId: &id})
+		return err
+	}},
+	{"GetKeyRotationStatus", false, false, stateAny, func(ctx context.Context, k *keyring, id string, _ *bool) error {
+		_, err := k.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: &id})
+		return err
+	}},
+	{"ListKeyRotations", false, false, stateAny, func(ctx context.Context, k *keyring, id string, _ *bool) error {
+		_, err := k.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: &id})
+		return err
+	}},
+	{"EnableKeyRotation", false, false, stateCrypto, func(ctx context.Context, k *keyring, id string, _ *bool) error {
+		_, err := k.EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: &id})
+		return err
+	}},
+	{"DisableKeyRotation", false, false, stateCrypto, func(ctx context.Context, k *keyring, id string, _ *bool) error {
+		_, err := k.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: &id})
+		return err
+	}},
+	{"RotateKeyOnDemand", false, false, stateCrypto, func(ctx context.Context, k *keyring, id string, _ *bool) error {
+		_, err := k.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: &id})
+		return err
+	}},
 	{"ListAliases", false, false, stateAny, func(ctx context.Context, k *keyring, id string, _ *bool) error {
 		_, err := k.ListAliases(ctx, &kms.ListAliasesInput{KeyId: &id})
 		return err
