@@ -65,7 +65,9 @@ type exchange struct {
 const maxKeptScratch = 64 << 10
 
 func newExchange(s *Service) *exchange {
-	return &exchange{svc: s, secret: make([]byte, 0, 4096), blob: make([]byte, 0, 6144)}
+	// All of secret is wiped after every request: it has room for the longest
+	// data key, and grows in the exchanges that see longer plaintexts.
+	return &exchange{svc: s, secret: make([]byte, 0, 1024), blob: make([]byte, 0, 6144)}
 }
 
 func (x *exchange) begin(ctx *fasthttp.RequestCtx) {

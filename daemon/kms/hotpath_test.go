@@ -77,6 +77,7 @@ type replay struct {
 	at      int
 	left    int
 	answers bytes.Buffer
+	forget  bool // keep no answers
 }
 
 func (c *replay) Read(b []byte) (int, error) {
@@ -91,7 +92,13 @@ func (c *replay) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-func (c *replay) Write(b []byte) (int, error)      { return c.answers.Write(b) }
+func (c *replay) Write(b []byte) (int, error) {
+	if c.forget {
+		return len(b), nil
+	}
+	return c.answers.Write(b)
+}
+
 func (c *replay) Close() error                     { return nil }
 func (c *replay) LocalAddr() net.Addr              { return &net.TCPAddr{} }
 func (c *replay) RemoteAddr() net.Addr             { return &net.TCPAddr{} }

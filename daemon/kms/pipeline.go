@@ -211,7 +211,7 @@ func clip(b []byte) string {
 }
 
 func (x *exchange) authenticate() error {
-	x.signed.ID = unsafe.String(&x.id[0], len(x.id))
+	x.signed.ID, x.signed.Now = unsafe.String(&x.id[0], len(x.id)), x.now
 	if err := x.svc.verify.Verify(&x.signed, &x.auth); err != nil {
 		return err
 	}
@@ -300,6 +300,8 @@ func (x *exchange) opName() string {
 	return x.row.op.String()
 }
 
+var requestIDHeader = []byte("x-amzn-RequestId")
+
 // answer writes the response: x.out when err is nil, else the error's body.
 func (x *exchange) answer(err error) {
 	resp := &x.ctx.Response
@@ -314,7 +316,7 @@ func (x *exchange) answer(err error) {
 	x.svc.counts.add(x.row, code)
 	resp.SetStatusCode(status)
 	resp.Header.SetContentType(wire.ContentType)
-	resp.Header.SetBytesV("x-amzn-RequestId", x.id[:])
+	resp.Header.SetCanonical(requestIDHeader, x.id[:])
 	if b := x.bulk; b != nil {
 		x.bulk = nil
 		if err == nil {

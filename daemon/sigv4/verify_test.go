@@ -556,3 +556,25 @@ func TestDefaults(t *testing.T) {
 	}()
 	sigv4.New(sigv4.Options{})
 }
+
+// The time that the caller has read counts instead of the clock.
+func TestNowOfTheCaller(t *testing.T) {
+	b := newBench(0)
+	for _, c := range []struct {
+		clock, now time.Time
+		ok         bool
+	}{
+		{testTime, time.Time{}, true},
+		{testTime.Add(time.Hour), time.Time{}, false},
+		{testTime.Add(time.Hour), testTime, true},
+		{testTime, testTime.Add(time.Hour), false},
+		{testTime, testTime.Add(-time.Hour), false},
+	} {
+		b.now = c.clock
+		r := convert(signedRequest())
+		r.Now = c.now
+		if err := b.Verify(r, new(sigv4.Result)); (err == nil) != c.ok {
+			t.Errorf("clock %v, caller %v: %v", c.clock, c.now, err)
+		}
+	}
+}
