@@ -115,7 +115,7 @@ func (s *Service) family(k *keystore.Key) (*family, error) {
 			continue
 		}
 		other, err := s.store.Key(keystore.Ref{Region: region, ID: k.ID})
-		if errors.Is(err, keystore.ErrNotFound) {
+		if errors.Is(err, keystore.ErrNotFound) || err == nil && other.Destroying {
 			continue
 		} else if err != nil {
 			return nil, err
@@ -415,6 +415,9 @@ func (s *Service) dropChanged(v *keyView, all []change) {
 
 // expireDue deletes imported material whose time is over.
 func (s *Service) expireDue(rec *keystore.Key, now time.Time) error {
+	if rec.Destroying {
+		return nil // it goes with the key
+	}
 	k := *rec
 	f, err := s.family(&k)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
+	"sync"
 	"testing"
 	"time"
 
@@ -359,6 +360,52 @@ func TestImportFamilyRSA(t *testing.T) {
 			h.must("Verify", args{"KeyId": arn, "Message": "aGVsbG8=", "SigningAlgorithm": "RSASSA_PSS_SHA_256", "Signature": sig})
 		})
 	})
+	h.sound()
+}
+
+// TestImportRaces deletes and imports while others use the key: they get an answer
+// or are told that it is pending import, and what begins after an acknowledgement
+// sees it.
+func TestImportRaces(t *testing.T) {
+	h := newHarness(t)
+	id, arn := h.external("SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT", false)
+	p := h.parameters(id, "SM2PKE", "SM2")
+	in := p.wrapped(h, id, filled(1), nil)
+	encrypt := args{"KeyId": id, "Plaintext": "aGVsbG8="}
+	h.must("ImportKeyMaterial", in)
+	blob := h.must("Encrypt", encrypt).str("CiphertextBlob")
+	stop := make(chan struct{})
+	var users sync.WaitGroup
+	for i := range 4 {
+		users.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				op, in := "Encrypt", encrypt
+				if i%2 == 1 {
+					op, in = "Decrypt", args{"CiphertextBlob": blob}
+				}
+				a := h.call(op, in)
+				if a.code() != "" && (a.code() != "KMSInvalidStateException" || a.str("message") != arn+" is pending import.") {
+					t.Errorf("%s: %s", op, a)
+				}
+			}
+		})
+	}
+	for range 30 {
+		h.must("DeleteImportedKeyMaterial", args{"KeyId": id})
+		h.refused("Encrypt", encrypt, "KMSInvalidStateException", arn+" is pending import.")
+		h.refused("Decrypt", args{"CiphertextBlob": blob}, "KMSInvalidStateException", arn+" is pending import.")
+		h.must("ImportKeyMaterial", in)
+		if got := h.must("Decrypt", args{"CiphertextBlob": blob}).str("Plaintext"); got != "aGVsbG8=" {
+			t.Error(got)
+		}
+	}
+	close(stop)
+	users.Wait()
 	h.sound()
 }
 

@@ -84,7 +84,9 @@ func getParametersForImport(x *exchange, in *wire.GetParametersForImportRequest)
 		return wire.NewError(wire.UnsupportedOperationException, "WrappingAlgorithm %s with WrappingKeySpec %s cannot be used for key material of %s, whose KeySpec is %s.", wrapping, spec, v.arn, v.spec)
 	}
 	private, public, err := x.svc.generateKeyPair(spec)
-	if err != nil {
+	if err == engine.ErrNoProvider {
+		return wire.NewError(wire.UnsupportedOperationException, "WrappingKeySpec %s is not available on this machine: keymill doctor --providers says why.", spec)
+	} else if err != nil {
 		return err
 	}
 	pair := wrappingPair{

@@ -412,9 +412,7 @@ func TestImportTokens(t *testing.T) {
 	if marks := count(duePrefix); marks != 2 {
 		t.Errorf("%d marks", marks)
 	}
-	if err := h.svc.sweepPairs(h.now); err != nil {
-		t.Fatal(err)
-	}
+	h.svc.round()
 	if marks, pairs := count(duePrefix), count(pairsPrefix); marks != 1 || pairs != 1 {
 		t.Errorf("%d marks, %d records of pairs", marks, pairs)
 	}

@@ -103,6 +103,9 @@ func (s *Service) round() time.Duration {
 	if err := s.completeReplicas(); err != nil {
 		s.log.Error("a replica could not be completed; it is tried again", "error", err)
 	}
+	if err := s.sweepPairs(now); err != nil {
+		s.log.Error("wrapping keys whose time is over could not be removed; it is tried again", "error", err)
+	}
 	s.eraseDue(now)
 	next, _, err := s.store.ListDue(now.Add(scheduleEvery), &keystore.DueKey{At: now}, 1)
 	if err != nil || len(next) == 0 {
