@@ -211,4 +211,8 @@ func (g *clockGuard) suspendedGauge() int {
 // ConfirmClock is an operator's word that the clock is right: destruction that is
 // suspended because it jumped goes on. It returns the time that was confirmed,
 // and whether anything had been suspended.
-func (s *Service) ConfirmClock() (now time.Time, suspended bool) { return s.guard.confirm() }
+func (s *Service) ConfirmClock() (now time.Time, suspended bool) {
+	now, suspended = s.guard.confirm()
+	s.sched.hurry()
+	return now, suspended
+}

@@ -37,6 +37,7 @@ import (
 // the new date.
 type scheduler struct {
 	stop chan struct{} // closed by stopSchedule
+	wake chan struct{} // buffered: a round is wanted now
 	done chan struct{} // closed when the goroutine has ended; nil when never started
 
 	mu       sync.Mutex                // held by a round: one at a time
@@ -68,6 +69,7 @@ type setback struct {
 func (s *Service) Start() {
 	s.usage.start(func(err error) { s.log.Error("the use of keys is not durable at the moment", "error", err) })
 	s.sched.stop, s.sched.done = make(chan struct{}), make(chan struct{})
+	s.sched.wake = make(chan struct{}, 1)
 	go func() {
 		defer close(s.sched.done)
 		timer := time.NewTimer(0)
@@ -76,6 +78,7 @@ func (s *Service) Start() {
 			select {
 			case <-s.sched.stop:
 				return
+			case <-s.sched.wake:
 			case <-timer.C:
 			}
 			timer.Reset(s.round())
@@ -90,6 +93,14 @@ func (s *Service) stopSchedule() {
 		<-s.sched.done
 		s.erasing.wg.Wait()
 		s.guard.stop()
+	}
+}
+
+// hurry has the next round begin at once.
+func (c *scheduler) hurry() {
+	select {
+	case c.wake <- struct{}{}:
+	default: // one is wanted already, or the goroutine was never started
 	}
 }
 
