@@ -52,3 +52,10 @@ func (p privateFS) Lock(name string) (io.Closer, error) {
 func (p privateFS) MkdirAll(dir string, _ os.FileMode) error { return p.FS.MkdirAll(dir, 0o700) }
 
 func (p privateFS) Unwrap() vfs.FS { return p.FS }
+
+// WithFS returns o on another file system, which the store keeps the way it is: for
+// tests, on one in memory that can crash.
+func (o Options) WithFS(on vfs.FS) Options {
+	o.fs = on
+	return o
+}
