@@ -39,6 +39,9 @@ func (s *Server) adminMux() *http.ServeMux {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		metrics.WritePrometheus(w, true)
 		s.metrics.WritePrometheus(w)
+		if s.xks != nil {
+			s.xks.server.WriteMetrics(w)
+		}
 		if s.serving.Load() {
 			s.service.writeMetrics(w)
 		}

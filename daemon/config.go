@@ -111,6 +111,24 @@ type Config struct {
 	// show a certificate that one of them has signed.
 	TLSClientCA string
 
+	// XKSListen is where the XKS proxy is served, HOST:PORT; empty is nowhere.
+	// It has TLS always, its own certificate, and nothing in common with Listen.
+	XKSListen string
+
+	// XKSCredentials is the file with the credentials and keys of the served
+	// proxy; see package xks. It is read again on SIGHUP.
+	XKSCredentials string
+
+	// XKSTLSCert and XKSTLSKey are the proxy's certificate and key in PEM. They
+	// are read again on SIGHUP.
+	XKSTLSCert, XKSTLSKey string
+
+	// XKSClientCA is a PEM file of authorities. When it is set, whoever calls the
+	// proxy must show a certificate that one of them has signed for the common
+	// name XKSClientName; AWS KMS has cks.kms.<region>.amazonaws.com.
+	XKSClientCA   string
+	XKSClientName string
+
 	// InsecureHTTP allows the API in plain HTTP on an address that is neither
 	// loopback nor a Unix socket.
 	InsecureHTTP bool
@@ -240,6 +258,7 @@ func (c *Config) validateAddresses(bad func(option, format string, args ...any))
 	} else if !a.local() && !c.InsecureAdmin {
 		bad("admin-listen", "%s is not loopback and the admin listener has neither TLS nor authentication; listen on 127.0.0.1 or unix:PATH, or set insecure-admin", c.AdminListen)
 	}
+	c.validateXKS(bad)
 	if c.Listen == c.AdminListen && !strings.HasSuffix(c.Listen, ":0") {
 		bad("admin-listen", "the same address as listen (%s); give it its own", c.Listen)
 	}

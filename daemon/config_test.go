@@ -49,6 +49,19 @@ func TestValidate(t *testing.T) {
 		{"certificate alone", func(c *Config) { c.TLSCert = "c" }, []string{"tls-key:"}},
 		{"key alone", func(c *Config) { c.TLSKey = "k" }, []string{"tls-cert:"}},
 		{"client CA alone", func(c *Config) { c.TLSClientCA = "ca" }, []string{"tls-client-ca:"}},
+		{"XKS proxy", func(c *Config) { c.XKSListen, c.XKSCredentials, c.XKSTLSCert, c.XKSTLSKey = ":443", "x", "c", "k" }, nil},
+		{"XKS credentials alone", func(c *Config) { c.XKSCredentials = "x" }, nil},
+		{"XKS with client names", func(c *Config) {
+			c.XKSListen, c.XKSCredentials, c.XKSTLSCert, c.XKSTLSKey, c.XKSClientCA, c.XKSClientName = ":443", "x", "c", "k", "ca", "n"
+		}, nil},
+		{"XKS alone", func(c *Config) { c.XKSListen = ":443" }, []string{"xks-credentials:", "xks-tls-cert:", "xks-tls-key:"}},
+		{"XKS files without address", func(c *Config) { c.XKSTLSCert, c.XKSClientName = "c", "n" }, []string{"xks-tls-cert:", "xks-client-name:", "xks-listen"}},
+		{"XKS on the API's address", func(c *Config) { c.XKSListen = c.Listen }, []string{"xks-listen:", "its own"}},
+		{"XKS on a socket", func(c *Config) { c.XKSListen = "unix:/run/x.sock" }, []string{"xks-listen:", "TCP"}},
+		{"XKS without port", func(c *Config) { c.Listen, c.XKSListen = "x", "x" }, []string{"xks-listen:", "HOST:PORT"}},
+		{"XKS authority without name", func(c *Config) {
+			c.XKSListen, c.XKSCredentials, c.XKSTLSCert, c.XKSTLSKey, c.XKSClientCA = ":443", "x", "c", "k", "ca"
+		}, []string{"xks-client-name:"}},
 		{"region all", func(c *Config) { c.Region = "all" }, []string{"region:", "regions"}},
 		{"region form", func(c *Config) { c.Region = "US-EAST-1" }, []string{"region:"}},
 		{"region length", func(c *Config) { c.Region = "us-" + strings.Repeat("a", 40) + "-1" }, []string{"region:"}},

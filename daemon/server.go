@@ -21,6 +21,7 @@ import (
 
 	"keymill/daemon/quota"
 	"keymill/daemon/wire"
+	"keymill/daemon/xks"
 )
 
 // Bounds of the HTTP server, each with the reason for its value.
@@ -75,6 +76,7 @@ type Server struct {
 	log     *slog.Logger
 	quotas  *quota.Profile
 	tls     *certificates // nil without TLS
+	xks     *xksProxy     // nil when none is served
 	metrics *metrics.Set
 	open    func(context.Context) (*service, error) // replaced in tests
 	ready   chan struct{}
@@ -99,6 +101,7 @@ type service struct {
 	backup       func(ctx context.Context, dir string) error
 	writeMetrics func(io.Writer)
 	confirmClock func() (now time.Time, suspended bool)
+	servedKey    func(xks.KeyRef) (xks.ServedKey, error)
 	close        func() error // after handler and backup have returned
 }
 
@@ -150,6 +153,11 @@ func New(cfg Config, env Environment) (*Server, error) {
 			return nil, err
 		}
 	}
+	if cfg.XKSListen != "" {
+		if s.xks, err = s.newXKSProxy(); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 
@@ -178,13 +186,20 @@ func (s *Server) Endpoint() string {
 	return scheme + net.JoinHostPort(host, port)
 }
 
-// Reload reads the TLS files again. When anything is wrong with them the
-// certificate in force stays, and the error says why.
+// Reload reads the TLS files again, and those of the served XKS proxy. What
+// something is wrong with stays as it is in force, and the error says why.
 func (s *Server) Reload() error {
-	if s.tls == nil {
+	if s.tls == nil && s.xks == nil {
 		return errors.New("nothing to reload: TLS is off")
 	}
-	return s.tls.load()
+	var errs [2]error
+	if s.tls != nil {
+		errs[0] = s.tls.load()
+	}
+	if s.xks != nil {
+		errs[1] = s.xks.load()
+	}
+	return errors.Join(errs[:]...)
 }
 
 // Run serves until ctx ends, then stops accepting, waits for what is in flight,
@@ -205,6 +220,14 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	adminLn, err := s.listen("admin-listen", s.cfg.AdminListen, s.cfg.InsecureAdmin)
 	if err != nil {
 		return err
+	}
+	var xksLn net.Listener
+	if s.xks != nil {
+		if xksLn, err = s.listen("xks-listen", s.cfg.XKSListen, true); err != nil {
+			return err
+		}
+		defer xksLn.Close()
+		s.xks.addr = xksLn.Addr()
 	}
 	s.api, s.admin = apiLn.Addr(), adminLn.Addr()
 	stopAdmin := s.serveAdmin(ctx, adminLn, s.adminMux())
@@ -236,6 +259,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	stopControl := s.serveAdmin(ctx, controlLn, s.controlMux())
 	defer func() { quiet = stopControl() && quiet }()
 
+	if s.xks != nil {
+		stopXKS := s.serveXKS(xksLn)
+		defer func() { quiet = stopXKS() && quiet }()
+	}
 	s.http = s.newHTTPServer(s.service.handler)
 	apiLn = newDeadlines(time.Now).listener(apiLn)
 	if s.tls != nil {

@@ -16,10 +16,13 @@ import (
 type certificates struct {
 	// Immutable.
 	certFile, keyFile, clientCAFile string
+	clientName                      string // common name that a client's certificate must have; "" is any
 
 	// Atomic: replaced as a whole by load.
 	current atomic.Pointer[tls.Config]
 }
+
+var errClientName = errors.New("the client's certificate is for another name")
 
 // load reads the files and puts them in force together. When anything is wrong
 // with any of them, what was in force stays.
@@ -46,6 +49,15 @@ func (c *certificates) load() error {
 			return fmt.Errorf("%s holds no certificate in PEM", c.clientCAFile)
 		}
 		conf.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	if c.clientName != "" {
+		// Runs for resumed connections too.
+		conf.VerifyConnection = func(state tls.ConnectionState) error {
+			if len(state.PeerCertificates) == 0 || state.PeerCertificates[0].Subject.CommonName != c.clientName {
+				return errClientName
+			}
+			return nil
+		}
 	}
 	c.current.Store(conf)
 	return nil

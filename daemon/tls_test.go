@@ -39,7 +39,9 @@ func (a *authority) make(template *x509.Certificate) (*x509.Certificate, *ecdsa.
 	}
 	a.n++
 	template.SerialNumber = big.NewInt(a.n)
-	template.Subject = pkix.Name{CommonName: "test"}
+	if template.Subject.CommonName == "" {
+		template.Subject = pkix.Name{CommonName: "test"}
+	}
 	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 	parent, signer := template, key
 	if a.cert != nil {

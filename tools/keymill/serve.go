@@ -19,7 +19,8 @@ func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon",
-		Long: `Run the daemon until SIGTERM or SIGINT. SIGHUP reads the TLS files again.
+		Long: `Run the daemon until SIGTERM or SIGINT. SIGHUP reads the TLS files
+again, and those of the served XKS proxy.
 
 The first start makes the data directory, the root access key and, without an
 HSM, the root key. ` + daemon.EnvRootAccessKeyID + ` and ` + daemon.EnvRootSecretAccessKey + `
