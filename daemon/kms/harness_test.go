@@ -87,7 +87,7 @@ func newHarnessConfig(t testing.TB, change func(*Config)) *harness {
 	h.ln = fasthttputil.NewInmemoryListener()
 	server := h.server()
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(h.ln) }()
+	go func(ln net.Listener) { done <- server.Serve(ln) }(h.ln) // which restart may replace
 	t.Cleanup(func() {
 		_ = h.ln.Close()
 		<-done
