@@ -2,9 +2,9 @@ package kms
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -81,28 +81,18 @@ func wipePairs(pairs []wrappingPair) {
 	}
 }
 
-func pairsName(ref keystore.Ref) string { return pairsPrefix + ref.Region + "/" + ref.ID.String() }
+func pairsName(ref keystore.Ref) string { return pairsPrefix + refName(ref) }
 
 func dueMark(until int64, ref keystore.Ref) string {
-	return fmt.Sprintf("%s%016x/%s/%s", duePrefix, uint64(until), ref.Region, ref.ID)
+	return fmt.Sprintf("%s%016x/%s", duePrefix, uint64(until), refName(ref))
 }
 
 // parseDueMark is the reverse of dueMark.
 func parseDueMark(name string) (until int64, ref keystore.Ref, ok bool) {
-	name, ok = strings.CutPrefix(name, duePrefix)
-	parts := strings.Split(name, "/")
-	if !ok || len(parts) != 3 || len(parts[0]) != 16 || len(parts[2]) != 2*len(ref.ID) {
-		return 0, ref, false
-	}
-	var ms [8]byte
-	if _, err := hex.Decode(ms[:], []byte(parts[0])); err != nil {
-		return 0, ref, false
-	}
-	if _, err := hex.Decode(ref.ID[:], []byte(parts[2])); err != nil {
-		return 0, ref, false
-	}
-	ref.Region = parts[1]
-	return int64(binary.BigEndian.Uint64(ms[:])), ref, true
+	digits, rest, _ := strings.Cut(strings.TrimPrefix(name, duePrefix), "/")
+	ms, err := strconv.ParseUint(digits, 16, 64)
+	ref, ok = parseRefName(rest)
+	return int64(ms), ref, ok && err == nil && dueMark(int64(ms), ref) == name
 }
 
 // pairs reads the pairs of a key. No pairs is revision 0.
@@ -276,13 +266,13 @@ func (s *Service) sealToken(v *keyView, pair *wrappingPair) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return appendToken(make([]byte, 0, tokenSize), key, tokenAAD(v), pair.Until, pair.ID), nil
+	var nonce [tokenNonce]byte
+	engine.Random(nonce[:])
+	return appendToken(make([]byte, 0, tokenSize), key, &nonce, tokenAAD(v), pair.Until, pair.ID), nil
 }
 
 // appendToken appends a token for a pair.
-func appendToken(dst []byte, key *xaes.Key, aad []byte, until int64, id []byte) []byte {
-	var nonce [tokenNonce]byte
-	engine.Random(nonce[:])
+func appendToken(dst []byte, key *xaes.Key, nonce *[tokenNonce]byte, aad []byte, until int64, id []byte) []byte {
 	body := append(binary.BigEndian.AppendUint64(make([]byte, 0, tokenBody), uint64(until)), id...)
 	dst = append(append(dst, tokenFormat), nonce[:]...)
 	return key.Seal(dst, nonce[:], body, aad)
