@@ -323,3 +323,15 @@ func (h *harness) crashed() *harness {
 	})
 	return &harness{TB: h.TB, svc: svc, store: store, root: h.root, key: h.key, now: h.now}
 }
+
+// FuzzRefName: a name that is read is one that is written.
+func FuzzRefName(f *testing.F) {
+	f.Add("eu-west-1/000102030405060708090a0b0c0d0e0f")
+	f.Add("/00")
+	f.Add("eu-west-1/000102030405060708090A0B0C0D0E0F")
+	f.Fuzz(func(t *testing.T, name string) {
+		if ref, ok := parseRefName(name); ok && refName(ref) != name {
+			t.Errorf("%q was read as %v", name, ref)
+		}
+	})
+}
