@@ -87,6 +87,7 @@ func (s *Server) controlMux() *http.ServeMux {
 		}
 	})
 	mux.HandleFunc("POST /confirm-clock", s.confirmClock)
+	mux.HandleFunc("POST /key-usage", s.keyUsage)
 	mux.HandleFunc("POST /rewrap", s.rewrap)
 	mux.HandleFunc("GET /rewrap", s.rewrapStatus)
 	return mux

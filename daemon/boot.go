@@ -86,7 +86,7 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	s.warn(opened.Root)
 	s.warnOfRewrap(store)
 	svc.Start()
-	return &service{opened: opened, handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, confirmClock: svc.ConfirmClock, servedKey: svc.ServedKey, close: func() error {
+	return &service{opened: opened, handler: svc.ServeHTTP, backup: store.Backup, writeMetrics: svc.WriteMetrics, confirmClock: svc.ConfirmClock, keyUsage: svc.KeyUsage, servedKey: svc.ServedKey, close: func() error {
 		svc.Close()
 		return opened.Close()
 	}}, nil

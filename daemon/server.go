@@ -22,6 +22,7 @@ import (
 	"keymill/daemon/quota"
 	"keymill/daemon/wire"
 	"keymill/daemon/xks"
+	"keymill/keystore"
 )
 
 // Bounds of the HTTP server, each with the reason for its value.
@@ -101,6 +102,7 @@ type service struct {
 	backup       func(ctx context.Context, dir string) error
 	writeMetrics func(io.Writer)
 	confirmClock func() (now time.Time, suspended bool)
+	keyUsage     func(arn string) (u *keystore.Usage, since time.Time, err error)
 	servedKey    func(xks.KeyRef) (xks.ServedKey, error)
 	close        func() error // after handler and backup have returned
 }

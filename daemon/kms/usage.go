@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"keymill/daemon/wire"
+	"keymill/engine"
 	"keymill/keystore"
 )
 
@@ -420,4 +422,30 @@ func putUUID(t *[36]byte, b *[16]byte) {
 	hex.Encode(t[19:23], b[8:10])
 	hex.Encode(t[24:36], b[10:16])
 	t[8], t[13], t[18], t[23] = '-', '-', '-', '-'
+}
+
+// KeyUsage returns how often the key arn was used for what, when it was last, and
+// since when that is recorded. keystore.ErrNotFound: there is no such key.
+func (s *Service) KeyUsage(arn string) (u *keystore.Usage, since time.Time, err error) {
+	part := strings.SplitN(arn, ":", 6)
+	if len(part) != 6 {
+		return nil, since, fmt.Errorf("%q is not a key ARN", arn)
+	}
+	text, isKey := strings.CutPrefix(part[5], "key/")
+	id, ok := engine.ParseKeyID(text)
+	if !ok || !isKey || arn != keyARN(part[3], part[4], text) {
+		return nil, since, fmt.Errorf("%q is not a key ARN", arn)
+	}
+	v, err := s.view(keystore.Ref{Region: part[3], ID: id.ID})
+	if err != nil {
+		return nil, since, err
+	}
+	if v.arn != arn {
+		return nil, since, keystore.ErrNotFound
+	}
+	if since = s.usage.since; v.rec.Created.After(since) {
+		since = v.rec.Created
+	}
+	u, err = s.usage.of(v.ref, v.use)
+	return u, since, err
 }

@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"os/exec"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +62,28 @@ func TestLastUsage(t *testing.T) {
 	moved := must(k.ReEncrypt(ctx, &kms.ReEncryptInput{CiphertextBlob: k.blob, DestinationKeyId: unused.KeyId}))(t).ResultMetadata
 	s.used(id, "ReEncrypt", moved)
 	s.used(*unused.KeyId, "ReEncrypt", moved)
+
+	// The operator sees how often, too.
+	usage := func(arn string) (string, error) {
+		out, err := exec.Command(binary, "usage", "--data", d.Dir(), arn).CombinedOutput()
+		return string(out), err
+	}
+	out, err := usage(*k.signer.Arn)
+	want := regexp.MustCompile(`^recorded since  20\S+Z\nSign            2\nVerify          1\nlast use        20\S+Z, Verify, request [0-9a-f-]{36}\n$`)
+	if err != nil || !want.MatchString(out) {
+		t.Errorf("keymill usage: %v\n%s", err, out)
+	}
+	if out, err := usage(*s.newKey("", "").Arn); err != nil || !strings.HasSuffix(out, "\nlast use        none\n") {
+		t.Errorf("of a key that was not used: %v\n%s", err, out)
+	}
+	for arn, text := range map[string]string{
+		s.keyARN(unknownID): "there is no key " + s.keyARN(unknownID), id: `"` + id + `" is not a key ARN`,
+		strings.Replace(*k.signer.Arn, Account, "111122223333", 1): "there is no key",
+	} {
+		if out, err := usage(arn); err == nil || !strings.Contains(out, text) {
+			t.Errorf("of %s: %v\n%s", arn, err, out)
+		}
+	}
 
 	// The daemon writes it down before it stops; a key keeps it while it goes.
 	must(k.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &id}))(t)

@@ -40,7 +40,7 @@ A flag wins over the environment, the environment over the file.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(serveCommand(), benchCommand(), doctorCommand(), backupCommand(), restoreCommand(), rewrapCommand(), confirmClockCommand(), xksConfigCommand(), versionCommand(), hsmChildCommand())
+	root.AddCommand(serveCommand(), benchCommand(), doctorCommand(), backupCommand(), restoreCommand(), rewrapCommand(), confirmClockCommand(), usageCommand(), xksConfigCommand(), versionCommand(), hsmChildCommand())
 	root.CompletionOptions.HiddenDefaultCmd = true
 	return root
 }
