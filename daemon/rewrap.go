@@ -33,6 +33,9 @@ func (r *RewrapRequest) check() error {
 	if n > 1 {
 		return errors.New("give one target: another root of trust, a rotation, or the way back")
 	}
+	if r.To != nil && r.To.Kind != hsm.KindSoftware && r.To.Kind != hsm.KindPKCS11 {
+		return fmt.Errorf("to: no root of trust is of the kind %q; use %s or %s", r.To.Kind, hsm.KindSoftware, hsm.KindPKCS11)
+	}
 	return nil
 }
 
@@ -267,7 +270,7 @@ func (op *Opened) RewrapStatus() (st RewrapStatus, err error) {
 // now and then, and in the end the result or an error. The move belongs to who asks:
 // when the connection ends, it stops, and goes on when somebody asks again.
 
-// rewrapTick is how often progress is told.
+// rewrapTick is how often progress is told, besides each new phase.
 const rewrapTick = 200 * time.Millisecond
 
 type rewrapLine struct {
@@ -295,12 +298,18 @@ func (s *Server) rewrap(w http.ResponseWriter, r *http.Request) {
 		res RewrapResult
 		err error
 	}
-	done := make(chan outcome, 1)
+	done, phase := make(chan outcome, 1), make(chan struct{}, 1)
 	s.log.Info("rewrap: begins or goes on", "rotate", req.Rotate, "back", req.Back, "to", req.To, "destroy_old", req.DestroyOld)
 	go func() {
 		res, err := s.service.opened.Rewrap(r.Context(), req, func(p keystore.RewrapProgress) {
 			mu.Lock()
 			defer mu.Unlock()
+			if p.Phase != latest.Phase {
+				select {
+				case phase <- struct{}{}:
+				default:
+				}
+			}
 			latest = p
 		})
 		done <- outcome{res, err}
@@ -314,13 +323,7 @@ func (s *Server) rewrap(w http.ResponseWriter, r *http.Request) {
 		var line rewrapLine
 		select {
 		case <-tick.C:
-			mu.Lock()
-			p := latest
-			mu.Unlock()
-			if p == told {
-				continue
-			}
-			told, line.Progress = p, &p
+		case <-phase:
 		case o := <-done:
 			s.logRewrap(o.res, o.err)
 			if o.err != nil {
@@ -328,12 +331,18 @@ func (s *Server) rewrap(w http.ResponseWriter, r *http.Request) {
 			} else {
 				line.Result = &o.res
 			}
-		}
-		// Who does not listen any more ends the request's context, and so the move.
-		_, _ = enc.Encode(&line), flush()
-		if line.Progress == nil {
+			_, _ = enc.Encode(&line), flush()
 			return
 		}
+		mu.Lock()
+		p := latest
+		mu.Unlock()
+		if p == told {
+			continue
+		}
+		told, line.Progress = p, &p
+		// Who does not listen any more ends the request's context, and so the move.
+		_, _ = enc.Encode(&line), flush()
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 )
 
 // ErrNoSoftHSM says that SoftHSM2 is not installed on this machine.
@@ -27,6 +28,7 @@ type Token struct {
 	Label   string
 	PINFile string // holds the user PIN
 	conf    string
+	dir     string // where SoftHSM2 keeps it
 }
 
 // NewToken initialises a token in dir, which must exist and be empty. It fails
@@ -57,16 +59,51 @@ func NewToken(dir string) (*Token, error) {
 	if err := os.WriteFile(t.conf, []byte(conf), 0o600); err != nil {
 		return nil, err
 	}
+	return t, t.initialise(util)
+}
+
+// Another initialises one more token beside t, under another label.
+func (t *Token) Another(label string) (*Token, error) {
+	util, err := exec.LookPath("softhsm2-util")
+	if err != nil {
+		return nil, ErrNoSoftHSM
+	}
+	other := &Token{Module: t.Module, Label: label, PINFile: t.PINFile + "-" + label, conf: t.conf}
+	return other, other.initialise(util)
+}
+
+func (t *Token) initialise(util string) error {
 	pin := rand.Text()
 	if err := os.WriteFile(t.PINFile, []byte(pin+"\n"), 0o600); err != nil {
-		return nil, err
+		return err
 	}
-	cmd := exec.Command(util, "--init-token", "--free", "--module", module, "--label", t.Label, "--pin", pin, "--so-pin", rand.Text())
+	tokens := filepath.Join(filepath.Dir(t.conf), "tokens")
+	before, err := os.ReadDir(tokens)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(util, "--init-token", "--free", "--module", t.Module, "--label", t.Label, "--pin", pin, "--so-pin", rand.Text())
 	cmd.Env = append(os.Environ(), t.Env()...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("couldn't initialise a SoftHSM2 token: %w\n%s", err, out)
+		return fmt.Errorf("couldn't initialise a SoftHSM2 token: %w\n%s", err, out)
 	}
-	return t, nil
+	after, err := os.ReadDir(tokens)
+	if err != nil {
+		return err
+	}
+	for _, e := range after {
+		if !slices.ContainsFunc(before, func(b os.DirEntry) bool { return b.Name() == e.Name() }) {
+			t.dir = filepath.Join(tokens, e.Name())
+		}
+	}
+	return nil
+}
+
+// Remove takes the token away, as somebody who pulls it out, until back is called.
+// No process may have it open.
+func (t *Token) Remove() (back func() error, err error) {
+	hidden := filepath.Join(filepath.Dir(t.conf), "removed-"+t.Label)
+	return func() error { return os.Rename(hidden, t.dir) }, os.Rename(t.dir, hidden)
 }
 
 // Env returns the variable through which SoftHSM2 finds the token.
