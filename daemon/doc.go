@@ -14,7 +14,7 @@
 //	store/        the key store; sealed, but for its file names
 //	root.key      the software root; whoever has it and the store has every key
 //	credentials   the root access key, for the AWS tools
-//	control.sock  while a daemon runs: where keymill backup reaches it
+//	control.sock  while a daemon runs: where keymill backup and rewrap reach it
 //
 // The directory is 0700, the files 0600. A backup holds the store alone: the
 // root key and the credentials are brought separately, on purpose.

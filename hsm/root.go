@@ -24,6 +24,8 @@
 // reads that file and the store has every key; it protects a stolen backup or disk
 // only as far as the file is kept apart.
 //
+// A [Composite] makes one root of two, for a store that moves from one to the other.
+//
 // The module runs in a process of its own when [PKCS11Config.Child] names one, as the
 // daemon does unless told otherwise: vendor code that crashes then costs a restart of
 // that process, and operations wait for it; see child.go.

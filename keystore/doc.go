@@ -38,6 +38,10 @@
 // whole store, or an older version of one record, put back by somebody who can
 // write the disk.
 //
+// All that the root has wrapped can be wrapped anew under another domain key, of the
+// same root or of another, while the store is in use: [Store.BeginRewrap] and
+// [Store.Rewrap], see rewrap.go.
+//
 // # How commits reach the disk
 //
 // Commits that come while the disk is busy share the next fsync; see commit.go
