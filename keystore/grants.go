@@ -19,20 +19,20 @@ import (
 // own size or smaller, so the fifty-thousandth grant of a key costs what the
 // first did:
 //
-//	g  region, key, grant id                      the grant
-//	h  region, key, grantee " " grant id          a copy: what may this grantee do?
-//	q  region, retiring principal " " key " " id  nothing: what may this principal retire?
-//	N  region, key, name " " fingerprint          the id: does the same grant exist already?
-//	G  region, key                                how many there are
+//	g  region, key, grant id                            the grant
+//	h  region, key, grantee's tag " " grant id          a copy: what may this grantee do?
+//	q  region, retiring principal's tag " " key " " id  nothing: what may this principal retire?
+//	N  region, key, fingerprint                         the id: does the same grant exist already?
+//	G  region, key                                      how many there are
 //
-// Texts in the storage keys cannot contain the space that separates them. The
+// Storage keys are not sealed, so principals are in them as hashes, their tags. The
 // copy under 'h' lets whoever decides on a request read all grants of one grantee
 // in one scan that does not pass those of others.
 //
 // AWS KMS calls two grants the same when key, name, issuer, principals,
-// operations and constraints are. The fingerprint stands for all of these but key
-// and name: the first 16 bytes of SHA-256 of the record without its date. Only
-// grants with a name have the entry; without one, none is like another.
+// operations and constraints are. The fingerprint stands for all of these but the
+// key: SHA-256 of the record without its date. Only grants with a name have the
+// entry; without one, none is like another.
 //
 // All derived records are written and removed by the store itself, under the
 // same mutex that decides on the commit. So the counter is exact, and of many who
@@ -107,12 +107,19 @@ func grantName(ref Ref, id string) Name {
 	return Name{Kind: KindGrant, Region: ref.Region, ID: ref.ID, Name: id}
 }
 
+// principalTag stands for a principal in a name: names are not sealed, and who may
+// use a key is nobody's business who reads the disk.
+func principalTag(principal string) string {
+	sum := sha256.Sum256([]byte("keymill/principal/v1\x00" + principal))
+	return hex.EncodeToString(sum[:16])
+}
+
 func granteeName(ref Ref, grantee, id string) Name {
-	return Name{Kind: KindGrantee, Region: ref.Region, ID: ref.ID, Name: grantee + " " + id}
+	return Name{Kind: KindGrantee, Region: ref.Region, ID: ref.ID, Name: principalTag(grantee) + " " + id}
 }
 
 func retiringName(principal string, ref Ref, id string) Name {
-	return Name{Kind: KindRetiring, Region: ref.Region, Name: principal + " " + ref.ID.String() + " " + id}
+	return Name{Kind: KindRetiring, Region: ref.Region, Name: principalTag(principal) + " " + ref.ID.String() + " " + id}
 }
 
 func grantCountName(ref Ref) Name {
@@ -131,7 +138,7 @@ func (g *Grant) sameName() (Name, error) {
 		return Name{}, fmt.Errorf("%w: %v", ErrInvalid, err)
 	}
 	sum := sha256.Sum256(body)
-	return Name{Kind: KindGrantName, Region: g.Ref.Region, ID: g.Ref.ID, Name: g.Name + " " + hex.EncodeToString(sum[:16])}, nil
+	return Name{Kind: KindGrantName, Region: g.Ref.Region, ID: g.Ref.ID, Name: hex.EncodeToString(sum[:])}, nil
 }
 
 func (g *Grant) record() (*grantRecord, error) {
@@ -204,7 +211,7 @@ func decodeGrant(n *Name, b []byte) (*Grant, error) {
 	id := n.Name
 	if n.Kind == KindGrantee {
 		var ok bool
-		if id, ok = strings.CutPrefix(n.Name, r.Grantee+" "); !ok {
+		if id, ok = strings.CutPrefix(n.Name, principalTag(r.Grantee)+" "); !ok {
 			return nil, errors.New("value disagrees with its name")
 		}
 	}
@@ -524,7 +531,7 @@ type GrantRef struct {
 // last is where the next page begins; a page may have fewer than limit grants
 // then, even none, when some are being removed.
 func (s *Store) ListRetirable(region, principal string, after *GrantRef, limit int) (grants []*Grant, last GrantRef, more bool, err error) {
-	prefix := Name{Kind: KindRetiring, Region: region, Name: principal + " "}
+	prefix := Name{Kind: KindRetiring, Region: region, Name: principalTag(principal) + " "}
 	var from []byte
 	if after != nil {
 		from = retiringName(principal, Ref{region, after.Key.ID}, after.ID).key()

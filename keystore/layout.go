@@ -37,8 +37,8 @@ const (
 const (
 	KindGrant      Kind = 'g' // region, id, grant id               Grant
 	KindGrantee    Kind = 'h' // region, id, grantee and grant id   copy of the Grant, by its grantee
-	KindRetiring   Kind = 'q' // region, principal and grant        list index: the principal may retire the grant
-	KindGrantName  Kind = 'N' // region, id, name and fingerprint   which Grant it is
+	KindRetiring   Kind = 'q' // region, principal's tag and grant  list index: the principal may retire the grant
+	KindGrantName  Kind = 'N' // region, id, fingerprint            which Grant it is
 	KindGrantCount Kind = 'G' // region, id                         number of grants
 )
 
