@@ -187,8 +187,8 @@ func TestCreateKeyRefusals(t *testing.T) {
 		{"unknown usage", "ValidationException", "1 validation error detected: Value 'PAINT' at 'keyUsage' failed to satisfy constraint: Member must satisfy enum value set: [...", kms.CreateKeyInput{KeyUsage: "PAINT"}},
 		{"two violations", "ValidationException", "2 validation errors detected: Value '...", kms.CreateKeyInput{KeyUsage: "PAINT", KeySpec: "DES"}},
 		{"both spec members", "ValidationException", "...", kms.CreateKeyInput{KeySpec: types.KeySpecSymmetricDefault, CustomerMasterKeySpec: types.CustomerMasterKeySpecSymmetricDefault}},
-		{"imported", "UnsupportedOperationException", "...", kms.CreateKeyInput{Origin: types.OriginTypeExternal}},
-		{"HSM", "UnsupportedOperationException", "...", kms.CreateKeyInput{Origin: types.OriginTypeAwsCloudhsm, CustomKeyStoreId: ptr("cks-1")}},
+		{"imported ML-DSA", "UnsupportedOperationException", "KeySpec ML_DSA_44 is not supported for Origin EXTERNAL.", kms.CreateKeyInput{Origin: types.OriginTypeExternal, KeySpec: types.KeySpecMlDsa44, KeyUsage: types.KeyUsageTypeSignVerify}},
+		{"unknown key store", "CustomKeyStoreNotFoundException", "The custom key store cks-1 does not exist.", kms.CreateKeyInput{Origin: types.OriginTypeAwsCloudhsm, CustomKeyStoreId: ptr("cks-1")}},
 		{"long description", "ValidationException", "1 validation error detected: Value '...", kms.CreateKeyInput{Description: ptr(strings.Repeat("d", 8193))}},
 		{"duplicate tags", "TagException", "Duplicate tag keys", kms.CreateKeyInput{Tags: []types.Tag{tag("a", "1"), tag("a", "2")}}},
 		{"too many tags", "TagException", "Too many tags", kms.CreateKeyInput{Tags: many}},
@@ -333,32 +333,3 @@ func TestPolicies(t *testing.T) {
 	wantError(t, err, "NotFoundException", "No such policy exists")
 }
 
-// TestUnavailableOperations: what is not there yet says so, and never pretends.
-func TestUnavailableOperations(t *testing.T) {
-	t.Parallel()
-	s := newStory(t)
-	id := s.symmetricKey()
-	calls := map[string]func() error{
-		"EnableKeyRotation": func() error {
-			_, err := s.EnableKeyRotation(s.ctx(), &kms.EnableKeyRotationInput{KeyId: &id})
-			return err
-		},
-		"GetKeyRotationStatus": func() error {
-			_, err := s.GetKeyRotationStatus(s.ctx(), &kms.GetKeyRotationStatusInput{KeyId: &id})
-			return err
-		},
-		"ReplicateKey": func() error {
-			_, err := s.ReplicateKey(s.ctx(), &kms.ReplicateKeyInput{KeyId: &id, ReplicaRegion: ptr("eu-west-1")})
-			return err
-		},
-		"DescribeCustomKeyStores": func() error {
-			_, err := s.DescribeCustomKeyStores(s.ctx(), &kms.DescribeCustomKeyStoresInput{})
-			return err
-		},
-	}
-	for name, call := range calls {
-		t.Run(name, func(t *testing.T) {
-			wantError(t, call(), "UnsupportedOperationException", name+" is not available in this version of Keymill.")
-		})
-	}
-}
