@@ -332,4 +332,3 @@ func TestPolicies(t *testing.T) {
 	_, err := s.GetKeyPolicy(s.ctx(), &kms.GetKeyPolicyInput{KeyId: &id, PolicyName: ptr("other")})
 	wantError(t, err, "NotFoundException", "No such policy exists")
 }
-
