@@ -73,3 +73,30 @@ func ChildConn() (net.Conn, error) {
 	}
 	return conn, nil
 }
+
+// maxVector is how many frames one system call writes.
+const maxVector = 64
+
+// tryWrite writes as much of frames as the socket takes without waiting. An error is
+// one of the socket's; it is not that there was no room.
+func tryWrite(conn net.Conn, frames [][]byte) (n int, err error) {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return 0, nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	werr := raw.Write(func(fd uintptr) bool {
+		n, err = unix.Writev(int(fd), frames[:min(len(frames), maxVector)])
+		return true
+	})
+	if err == unix.EAGAIN || err == unix.EINTR {
+		err = nil
+	}
+	if err == nil {
+		err = werr
+	}
+	return max(n, 0), err
+}

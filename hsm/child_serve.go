@@ -25,7 +25,7 @@ var errNoChildSocket = errors.New("this is the part of keymill that runs a PKCS#
 // It also ends, with ErrBusy, when for as long as a call may take every session has hung
 // in the module: a new process has new threads, which this one cannot get back.
 func ServeChild(conn net.Conn) error {
-	s := &childServer{out: newFrameWriter(conn), cancel: map[uint64]context.CancelFunc{}}
+	s := &childServer{out: newFrameWriter(conn), cancel: map[uint64]func(){}}
 	defer func() {
 		s.out.close()
 		<-s.out.done
@@ -86,11 +86,18 @@ func ServeChild(conn net.Conn) error {
 
 type childServer struct {
 	out  *frameWriter
-	root Root
+	root device
 	work sync.WaitGroup // requests under way
 
 	mu     sync.Mutex
-	cancel map[uint64]context.CancelFunc // guarded by mu: requests under way
+	cancel map[uint64]func() // guarded by mu: requests under way
+}
+
+// A device is a token whose module is in this process.
+type device interface {
+	Root
+	// begin does tasks, whose inputs it takes over, for a group of one or more.
+	begin(g *group, all []work)
 }
 
 // watch reports a module in which everything has hung for the time one call may take.
@@ -125,36 +132,113 @@ func (s *childServer) read(in *frameReader) error {
 			continue
 		case kindCancel:
 			s.mu.Lock()
-			if cancel := s.cancel[id]; cancel != nil {
+			cancel := s.cancel[id]
+			s.mu.Unlock()
+			if cancel != nil {
 				cancel()
 			}
-			s.mu.Unlock()
 			continue
 		}
-		do := s.request(kind, body)
-		if do == nil || !body.end() {
-			return fmt.Errorf("%w: a request of kind %d", errProtocol, kind)
+		if kind == kindEncrypt || kind == kindDecrypt {
+			err = s.batch(kind, id, body)
+		} else {
+			err = s.single(kind, id, body)
 		}
-		ctx, cancel := context.WithCancel(context.Background())
-		s.mu.Lock()
-		bad := s.cancel[id] != nil || len(s.cancel) >= 2*maxRequests // cancelled ones linger
-		if !bad {
-			s.cancel[id] = cancel
+		if err != nil {
+			return err
 		}
-		s.mu.Unlock()
-		if bad {
-			cancel()
-			return fmt.Errorf("%w: request %d", errProtocol, id)
-		}
-		s.work.Go(func() {
-			answer := do(ctx, id)
-			s.mu.Lock()
-			delete(s.cancel, id)
-			s.mu.Unlock()
-			cancel()
-			s.out.send(endFrame(answer))
-		})
 	}
+}
+
+// register notes a request under way and how it is cancelled.
+func (s *childServer) register(id uint64, cancel func()) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cancel[id] != nil || len(s.cancel) >= 2*maxRequests { // cancelled ones linger
+		return fmt.Errorf("%w: request %d", errProtocol, id)
+	}
+	s.cancel[id] = cancel
+	s.work.Add(1)
+	return nil
+}
+
+// answered ends a request.
+func (s *childServer) answered(id uint64, answer []byte) {
+	s.mu.Lock()
+	delete(s.cancel, id)
+	s.mu.Unlock()
+	s.out.send(endFrame(answer))
+	s.work.Done()
+}
+
+// single does a request that is not a batch, on a goroutine of its own.
+func (s *childServer) single(kind frameKind, id uint64, body *cursor) error {
+	do := s.request(kind, body)
+	if do == nil || !body.end() {
+		return fmt.Errorf("%w: a request of kind %d", errProtocol, kind)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	if err := s.register(id, cancel); err != nil {
+		cancel()
+		return err
+	}
+	go func() {
+		answer := do(ctx, id)
+		cancel()
+		s.answered(id, answer)
+	}()
+	return nil
+}
+
+// batch queues a batch. Nobody waits for it here: the worker who has the last result makes
+// the answer and writes it.
+func (s *childServer) batch(kind frameKind, id uint64, body *cursor) error {
+	key, inputs := body.domainKey(), body.strings()
+	if !body.end() {
+		return fmt.Errorf("%w: a request of kind %d", errProtocol, kind)
+	}
+	task, check := taskEncrypt, checkKEK
+	if kind == kindDecrypt {
+		task, check = taskDecrypt, checkWrapped
+	}
+	all := make([]work, len(inputs))
+	for i, in := range inputs {
+		all[i] = work{kind: task, id: key, in: append(make([]byte, 0, len(in)), in...), err: check(in)}
+	}
+	g := newGroup(len(all), func(results []work) { s.answered(id, batchAnswer(id, results)) })
+	if err := s.register(id, func() { g.leave(context.Canceled) }); err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		g.done(nil)
+		return nil
+	}
+	s.root.begin(g, all)
+	return nil
+}
+
+// batchAnswer makes the answer to a batch and wipes the results.
+func batchAnswer(id uint64, results []work) []byte {
+	// Room for everything, so that no copy of a KEK is left behind by growing.
+	size := frameHead
+	for i := range results {
+		size += 6 + len(results[i].out)
+		if results[i].err != nil {
+			size += maxText
+		}
+	}
+	b := beginFrame(make([]byte, 0, min(size, maxFrame)), kindAnswer, id)
+	for i := range results {
+		w := &results[i]
+		if w.err != nil && len(b) > maxFrame/2 {
+			w.err = shorten(w.err) // so many errors, all alike
+		}
+		if b = appendError(b, w.err); w.err == nil {
+			b = appendString(b, w.out)
+		}
+		arena.Wipe(w.out)
+	}
+	return b
 }
 
 // request takes a body apart, copying what it needs, and returns what makes the answer;
@@ -181,8 +265,6 @@ func (s *childServer) request(kind frameKind, body *cursor) func(context.Context
 		return func(ctx context.Context, id uint64) []byte {
 			return appendError(answer(id), s.root.DestroyDomainKey(ctx, key))
 		}
-	case kindEncrypt, kindDecrypt:
-		return s.batch(kind, body)
 	case kindRandom:
 		return s.random(body.lengths())
 	case kindInfo:
@@ -195,43 +277,6 @@ func (s *childServer) request(kind frameKind, body *cursor) func(context.Context
 		}
 	}
 	return nil
-}
-
-func (s *childServer) batch(kind frameKind, body *cursor) func(context.Context, uint64) []byte {
-	key := body.domainKey()
-	strings := body.strings()
-	items := make([]Item, len(strings))
-	for i, in := range strings {
-		items[i].In = append(make([]byte, 0, len(in)), in...)
-	}
-	return func(ctx context.Context, id uint64) []byte {
-		if kind == kindEncrypt {
-			s.root.Encrypt(ctx, key, items)
-		} else {
-			s.root.Decrypt(ctx, key, items)
-		}
-		// Room for everything, so that no copy of a KEK is left behind by growing.
-		size := frameHead
-		for i := range items {
-			size += 6 + len(items[i].Out)
-			if items[i].Err != nil {
-				size += maxText
-			}
-		}
-		b := beginFrame(make([]byte, 0, min(size, maxFrame)), kindAnswer, id)
-		for i := range items {
-			it := &items[i]
-			if it.Err != nil && len(b) > maxFrame/2 {
-				it.Err = shorten(it.Err) // so many errors, all alike
-			}
-			if b = appendError(b, it.Err); it.Err == nil {
-				b = appendString(b, it.Out)
-			}
-			arena.Wipe(it.In)
-			arena.Wipe(it.Out)
-		}
-		return b
-	}
 }
 
 // shorten keeps what an error matches and little of its text.

@@ -24,9 +24,9 @@ func (o SoftwareOptions) WithFiles(f FileSystem) SoftwareOptions {
 
 // Govern runs a governor against a token that does rate(w) tasks a second over w
 // sessions, for so many epochs in simulated time, and returns the mean of what it got
-// over the second half. failAt is an epoch in which the token fails; -1 is none.
-func Govern(sessions, epochs, failAt int, rate func(width int) float64) (mean float64, width int) {
-	g := newGovernor(sessions)
+// over the second half. alone is what the self test measured, 0 for nothing; failAt is an epoch in which the token fails; -1 is none.
+func Govern(sessions, epochs, failAt int, alone time.Duration, rate func(width int) float64) (mean float64, width int) {
+	g := newGovernor(sessions, alone)
 	now := time.Unix(1, 0)
 	done, spent := 0.0, 0.0
 	for e := range epochs {

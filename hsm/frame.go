@@ -343,69 +343,140 @@ func (f *frameReader) fill(n int) error {
 // wipe forgets what was read.
 func (f *frameReader) wipe() { arena.Wipe(f.buf[:f.end]) }
 
-// A frameWriter sends frames in the order they were given, all that are waiting with one
-// system call. It takes frames over and wipes them once they are written.
+// A frameWriter sends frames in the order they were given. Whoever sends while nobody
+// is writing writes his frame himself, and then what others have queued meanwhile: to
+// wake a goroutine for that costs more than the system call, on either side of the
+// socket. He never waits: what the socket does not take at once, and what still comes
+// after flushRounds, is written by a goroutine that ends when the queue is empty.
+//
+// The writer takes frames over and wipes them once they are written.
 type frameWriter struct {
 	conn net.Conn
 
 	mu      sync.Mutex
 	queue   [][]byte      // guarded by mu
+	writing bool          // guarded by mu: somebody is writing, and looks at queue when done
 	closing bool          // guarded by mu: nothing more is taken
-	wake    chan struct{} // one element: the queue is not empty, or closing
-	done    chan struct{} // closed when the writer has ended
+	done    chan struct{} // closed when closing and not writing
 }
 
+const flushRounds = 4
+
 func newFrameWriter(conn net.Conn) *frameWriter {
-	w := &frameWriter{conn: conn, wake: make(chan struct{}, 1), done: make(chan struct{})}
-	go w.run()
-	return w
+	return &frameWriter{conn: conn, done: make(chan struct{})}
 }
 
 // send queues a frame. After close it wipes it.
 func (w *frameWriter) send(frame []byte) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	if w.closing {
+		w.mu.Unlock()
 		arena.Wipe(frame)
 		return
 	}
 	w.queue = append(w.queue, frame)
-	select {
-	case w.wake <- struct{}{}:
-	default:
+	mine := !w.writing
+	w.writing = true
+	w.mu.Unlock()
+	if !mine {
+		return
+	}
+	for range flushRounds {
+		frames := w.next()
+		if frames == nil {
+			return
+		}
+		n, err := tryWrite(w.conn, frames)
+		rest := consume(frames, n)
+		if err != nil {
+			wipeAll(rest)
+			w.broken()
+			return
+		}
+		if len(rest) > 0 {
+			go w.drain(rest)
+			return
+		}
+	}
+	go w.drain(nil)
+}
+
+// next takes the queue. When it is empty the caller does not write any more.
+func (w *frameWriter) next() [][]byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	frames := w.queue
+	w.queue = nil
+	if frames == nil {
+		w.writing = false
+		if w.closing {
+			close(w.done)
+		}
+	}
+	return frames
+}
+
+// drain writes the rest and what is queued, waiting for the socket.
+func (w *frameWriter) drain(rest [][]byte) {
+	for {
+		for len(rest) > 0 {
+			n, err := w.conn.Write(rest[0])
+			rest = consume(rest, n)
+			if err != nil {
+				wipeAll(rest)
+				w.broken()
+				return
+			}
+		}
+		if rest = w.next(); rest == nil {
+			return
+		}
+	}
+}
+
+// broken ends a writer whose socket is of no more use; our reader notices the same and
+// says what has happened.
+func (w *frameWriter) broken() {
+	w.mu.Lock()
+	w.closing = true
+	w.mu.Unlock()
+	for frames := w.next(); frames != nil; frames = w.next() {
+		wipeAll(frames)
 	}
 }
 
 // close writes what is queued and ends the writer.
 func (w *frameWriter) close() {
 	w.mu.Lock()
-	if !w.closing {
-		w.closing = true
-		close(w.wake)
+	defer w.mu.Unlock()
+	if w.closing {
+		return
 	}
-	w.mu.Unlock()
+	w.closing = true
+	if !w.writing {
+		close(w.done)
+	}
 }
 
-func (w *frameWriter) run() {
-	defer close(w.done)
-	var spare [][]byte
-	for more := true; more; {
-		_, more = <-w.wake
-		w.mu.Lock()
-		frames := w.queue
-		w.queue = spare[:0]
-		w.mu.Unlock()
-		pending := net.Buffers(append([][]byte(nil), frames...)) // consumed by WriteTo
-		_, err := pending.WriteTo(w.conn)
-		for i := range frames {
-			arena.Wipe(frames[i])
-			frames[i] = nil
+// consume drops and wipes the first n bytes of frames.
+func consume(frames [][]byte, n int) [][]byte {
+	for n > 0 {
+		f := frames[0]
+		m := min(n, len(f))
+		arena.Wipe(f[:m])
+		n -= m
+		if m < len(f) {
+			frames[0] = f[m:]
+			break
 		}
-		spare = frames
-		if err != nil {
-			w.close()
-			// Our reader notices the same and says what has happened.
-		}
+		frames = frames[1:]
+	}
+	return frames
+}
+
+func wipeAll(frames [][]byte) {
+	for _, f := range frames {
+		arena.Wipe(f)
 	}
 }
 

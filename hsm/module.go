@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/miekg/pkcs11"
 )
@@ -18,6 +19,7 @@ import (
 type module struct {
 	path string
 	*pkcs11.Ctx
+	list unsafe.Pointer // what calls.go calls; immutable
 
 	mu   sync.Mutex // held during C_Initialize and C_Finalize
 	refs int        // guarded by mu
@@ -60,7 +62,11 @@ func loadModule(path string) (*module, error) {
 	if ctx == nil {
 		return nil, fmt.Errorf("%w: %s cannot be loaded, or is no PKCS#11 library; see whether `ldd %s` misses something and whether it is for this architecture", ErrModule, path, path)
 	}
-	m := &module{path: path, Ctx: ctx}
+	list, err := functionList(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	m := &module{path: path, Ctx: ctx, list: list}
 	if modules.byPath == nil {
 		modules.byPath = map[string]*module{}
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -31,7 +32,7 @@ type pkcs11Root struct {
 }
 
 // openModuleHere opens a token with the module in this process.
-func openModuleHere(cfg PKCS11Config) (Root, error) {
+func openModuleHere(cfg PKCS11Config) (device, error) {
 	r := &pkcs11Root{cfg: cfg}
 	_, err := within(cfg.StartTimeout, "opening "+cfg.tokenName(), func() (struct{}, error) {
 		return struct{}{}, r.start()
@@ -108,7 +109,7 @@ func (r *pkcs11Root) start() (err error) {
 		s.tick = w.tick
 		return s
 	})
-	r.sched = newScheduler(r.pool, func(w *worker, all []work) { workThrough(w.conn.(*session), all) })
+	r.sched = newScheduler(r.pool, time.Duration(r.t.alone.Load()), func(w *worker, all []work) { workThrough(w.conn.(*session), all) })
 	return nil
 }
 
@@ -273,7 +274,7 @@ func (s *session) wrapVerified(k domainKey, kek []byte) ([]byte, error) {
 // another one, made on the spot, opens.
 func (s *session) unwrapVerdict(k domainKey, w wrapped) ([]byte, error) {
 	isAmbiguous := func(err error) bool {
-		var d errDecrypt
+		var d errOnce
 		return errors.As(err, &d) && ambiguous(err)
 	}
 	kek, err := s.unwrap(k, w)
@@ -405,6 +406,9 @@ func (r *pkcs11Root) batch(ctx context.Context, kind taskKind, id DomainKeyID, i
 	}
 }
 
+// begin has the scheduler do tasks whose inputs it may keep.
+func (r *pkcs11Root) begin(g *group, all []work) { r.sched.begin(g, all) }
+
 // workThrough does some tasks in one session, on its worker's goroutine. Once the token
 // itself has failed, the rest fail with it: each would only wait for the same answer.
 func workThrough(s *session, all []work) {
@@ -412,6 +416,7 @@ func workThrough(s *session, all []work) {
 	for i := 0; i < len(all); i++ {
 		t := &all[i]
 		switch {
+		case t.err != nil: // refused before it got here
 		case broken != nil:
 			t.err = broken
 		case t.left.Load():
@@ -511,14 +516,10 @@ func (r *pkcs11Root) Random(ctx context.Context, bufs [][]byte) error {
 // random fills b from the token.
 func (s *session) random(b []byte) error {
 	for len(b) > 0 {
-		s.tick()
 		n := min(len(b), randomChunk)
-		some, err := s.m.GenerateRandom(s.sh, n)
-		if err != nil {
-			return tokenError("C_GenerateRandom", err)
+		if err := s.drawInto(b[:n]); err != nil {
+			return err
 		}
-		copy(b, some)
-		arena.Wipe(some)
 		b = b[n:]
 	}
 	return nil

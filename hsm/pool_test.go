@@ -45,7 +45,7 @@ func TestHangingCalls(t *testing.T) {
 	ctx := context.Background()
 	token := hsmtest.Shim(t)
 	token.Config.Sessions = sessions
-	token.Config.Timeout = 500 * time.Millisecond
+	token.Config.Timeout = time.Second
 	r := openToken(t, token.Config)
 	id := newDomainKey(t, r)
 	wraps := wrapAll(t, r, id, 1)
@@ -56,9 +56,10 @@ func TestHangingCalls(t *testing.T) {
 		t.Errorf("hanging call: %v", it.Err)
 	}
 	checkUnwraps(t, r, id, wraps)
-	if info := r.Info(); info.Stuck != 1 || info.Sessions != sessions {
-		t.Errorf("%d stuck, %d sessions; want 1 and %d", info.Stuck, info.Sessions, sessions)
-	}
+	eventually(t, "another session in the place of the one that hangs", func() bool {
+		i := r.Info()
+		return i.Stuck == 1 && i.Sessions == sessions
+	})
 
 	// Everything hangs: no more than twice the sessions ever enter the module, and
 	// then calls fail without waiting.
@@ -125,7 +126,7 @@ func TestContextEndsTheWait(t *testing.T) {
 
 func TestCloseWithAHangingCall(t *testing.T) {
 	token := hsmtest.Shim(t)
-	token.Config.Timeout = 200 * time.Millisecond
+	token.Config.Timeout = time.Second
 	token.Config.Sessions = 2
 	r := openToken(t, token.Config)
 	id := newDomainKey(t, r)
@@ -167,7 +168,7 @@ func TestFewSessions(t *testing.T) {
 }
 
 // What a batch costs in the token: two passes per wrapped KEK (one verifies), one per
-// unwrapped KEK, no search and no login. (The binding calls C_Encrypt twice.)
+// unwrapped KEK, no question for a length, no search and no login.
 func TestCallsPerBatch(t *testing.T) {
 	token := hsmtest.Shim(t)
 	token.Config.Sessions = 1
@@ -181,8 +182,8 @@ func TestCallsPerBatch(t *testing.T) {
 		do   func()
 		want []int
 	}{
-		{"wrap 16", func() { wrapAll(t, r, id, 16) }, []int{16, 32, 16, 32, 0, 0, 0, 0, 0}},
-		{"unwrap 16", func() { checkUnwraps(t, r, id, wraps) }, []int{0, 0, 16, 32, 0, 0, 0, 0, 0}},
+		{"wrap 16", func() { wrapAll(t, r, id, 16) }, []int{16, 16, 16, 16, 0, 0, 0, 0, 0}},
+		{"unwrap 16", func() { checkUnwraps(t, r, id, wraps) }, []int{0, 0, 16, 16, 0, 0, 0, 0, 0}},
 		{"16 times 32 random bytes", func() {
 			bufs := make([][]byte, 16)
 			for i := range bufs {

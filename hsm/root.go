@@ -39,9 +39,9 @@
 //
 // # What remains in memory
 //
-// The PIN is read from its file at each login and wiped. The PKCS#11 binding and the
-// C library copy PINs and decrypted KEKs through the C heap and do not wipe those
-// copies; the software root's expanded AES keys live on the Go heap for as long as
+// The PIN is read from its file at each login and wiped, and so are decrypted KEKs in all
+// memory of ours (calls.go); what copies of either the vendor's module makes, it has to
+// wipe itself. The software root's expanded AES keys live on the Go heap for as long as
 // the root is open. The process is kept out of core dumps and swap by arena.Harden.
 package hsm
 

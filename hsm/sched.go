@@ -30,9 +30,10 @@ import (
 //     the results are handed to the caller's group only when the chunk it was taken in is
 //     done. If that never comes (a call hangs), the runner fails the tasks, and the
 //     worker wipes what it may yet get; which of the two it is, chunk.owner decides.
-//   - A group is settled under its lock, task by task; a caller whose context ends takes
-//     what is settled by then and leaves; the rest is wiped as it comes in, and
-//     tasks of his that have not begun are not run.
+//   - A group is settled under its lock, task by task, and whoever settles the last one
+//     calls the group's done. A caller who leaves settles what is left with an error: he
+//     takes what has a result by then; the rest is wiped as it comes in, and tasks of
+//     his that have not begun are not run.
 //   - Tasks start in the order they were queued. A caller with many does not make another
 //     with one wait for more than what was queued before: nothing is held back.
 //
@@ -68,6 +69,15 @@ type work struct {
 	left *atomic.Bool // nobody waits for it any more: need not be done
 }
 
+// calls is how many operations of the token a task is: what is encrypted is decrypted
+// again.
+func (w *work) calls() int {
+	if w.kind == taskEncrypt {
+		return 2
+	}
+	return 1
+}
+
 // A task is an item of a group.
 type task struct {
 	work
@@ -77,7 +87,9 @@ type task struct {
 
 // A group is one caller's call.
 type group struct {
-	done chan struct{} // closed when all are settled
+	// done takes the results, which are then its own to wipe. It is called once, without a
+	// lock, by whoever settles the last task: most often a worker, so it must not wait.
+	done func([]work)
 
 	mu      sync.Mutex
 	results []work      // guarded by mu until done
@@ -86,17 +98,42 @@ type group struct {
 	left    atomic.Bool // written under mu
 }
 
+func newGroup(n int, done func([]work)) *group {
+	return &group{done: done, results: make([]work, n), settled: make([]bool, n), pending: n}
+}
+
 func (g *group) settle(i int, w work) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.left.Load() {
+		g.mu.Unlock()
 		arena.Wipe(w.out)
 		return
 	}
 	g.results[i], g.settled[i] = w, true
-	if g.pending--; g.pending == 0 {
-		close(g.done)
+	g.pending--
+	last := g.pending == 0
+	g.mu.Unlock()
+	if last {
+		g.done(g.results)
 	}
+}
+
+// leave gives what has no result yet this error. Nothing happens when all have one.
+func (g *group) leave(err error) {
+	g.mu.Lock()
+	if g.pending == 0 {
+		g.mu.Unlock()
+		return
+	}
+	g.pending = 0
+	g.left.Store(true)
+	for i := range g.results {
+		if !g.settled[i] {
+			g.results[i].err = err
+		}
+	}
+	g.mu.Unlock()
+	g.done(g.results)
 }
 
 type scheduler struct {
@@ -108,42 +145,45 @@ type scheduler struct {
 	queue   []task        // guarded by mu
 	runners int           // guarded by mu
 	gov     governor      // guarded by mu
-	each    time.Duration // guarded by mu: what a task took lately; 0 when not known
+	each    time.Duration // guarded by mu: what a call took lately; 0 when not known
 }
 
-func newScheduler(p *pool, run func(*worker, []work)) *scheduler {
-	return &scheduler{pool: p, run: run, gov: newGovernor(p.size)}
+// newScheduler makes the scheduler of a token that takes alone for one task while it has
+// no other.
+func newScheduler(p *pool, alone time.Duration, run func(*worker, []work)) *scheduler {
+	return &scheduler{pool: p, run: run, gov: newGovernor(p.size, alone)}
 }
 
-// do has all of it done and returns the results, which are the caller's to wipe. It takes
-// the inputs over. What has no result when the context ends fails with its error.
-func (s *scheduler) do(ctx context.Context, all []work) []work {
-	if len(all) == 0 {
-		return nil
-	}
-	g := &group{done: make(chan struct{}), results: make([]work, len(all)), settled: make([]bool, len(all)), pending: len(all)}
+// begin queues the tasks of a group, one or more, and takes their inputs over.
+func (s *scheduler) begin(g *group, all []work) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for i := range all {
 		all[i].left = &g.left
 		s.queue = append(s.queue, task{all[i], g, i})
 	}
 	s.start()
-	s.mu.Unlock()
+}
+
+// do has all of it done and returns the results, which are the caller's to wipe. It takes
+// the inputs over. What has no result when the context ends fails with its error.
+func (s *scheduler) do(ctx context.Context, all []work) (results []work) {
+	if len(all) == 0 {
+		return nil
+	}
+	done := make(chan struct{})
+	g := newGroup(len(all), func(r []work) {
+		results = r
+		close(done)
+	})
+	s.begin(g, all)
 	select {
-	case <-g.done:
-		return g.results
+	case <-done:
 	case <-ctx.Done():
+		g.leave(contextError(ctx))
+		<-done
 	}
-	err := contextError(ctx)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.left.Store(true)
-	for i := range g.results {
-		if !g.settled[i] {
-			g.results[i].err = err
-		}
-	}
-	return g.results
+	return results
 }
 
 // start starts runners for what is queued. Called with mu held.
@@ -241,13 +281,15 @@ func (s *scheduler) work(w *worker, c *chunk) {
 	}
 	took := time.Since(began)
 	var failed error
+	calls := 0
 	for i := range c.tasks {
 		if err := c.all[i].err; err != nil && Classify(err) != Fatal && !c.all[i].left.Load() {
 			failed = err
 		}
+		calls += c.all[i].calls()
 		c.tasks[i].g.settle(c.tasks[i].i, c.all[i])
 	}
-	s.finished(len(c.tasks), took, failed)
+	s.finished(calls, took, failed)
 }
 
 // take removes the tasks of the next chunk. It returns nil, and the runner ends, when there
@@ -286,7 +328,7 @@ func (s *scheduler) take(end *atomic.Int32) *chunk {
 	return c
 }
 
-// finished tells the governor, and starts runners if it wants more.
+// finished tells the governor of n calls, and starts runners if it wants more.
 func (s *scheduler) finished(n int, took time.Duration, failed error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -317,9 +359,13 @@ func (s *scheduler) width() int {
 // are counted, in an epoch here and there, and that must not look like the token's doing.
 //
 // One answer time alone tells nothing: a token that works on many things at once and one
-// that lets them queue differ only in how it changes with the number of sessions.
+// that lets them queue differ only in how it changes with the number of sessions. What
+// it is with one session the self test at the start has measured. While all sessions
+// together get their answers nearly as quickly as that one did (scales), fewer could
+// only be slower, and nothing is probed: a probe costs a quarter of the rate.
 //
-//	steady   measure; now and then probe with a quarter fewer sessions, or a quarter more
+//	steady   measure; now and then probe with a quarter fewer sessions, or a quarter more,
+//	         but not with fewer than all while the token scales
 //	probing  fewer were as quick (within keep): they stay, and the next probe follows
 //	         more were quicker (by gain): the same
 //	         otherwise go back and wait twice as long before the next probe
@@ -330,6 +376,7 @@ func (s *scheduler) width() int {
 // costs a few percent, until the next probe upwards.
 type governor struct {
 	max, width int
+	alone      time.Duration // answer time of one session by itself; 0 when not known
 
 	from  time.Time       // start of the epoch; zero when there is none
 	count int             // finished in this epoch
@@ -352,13 +399,14 @@ const (
 
 	probeKeep = 0.97
 	probeGain = 1.05
+	scales    = 1.4
 
 	minPatience = 4
 	maxPatience = 128
 )
 
-func newGovernor(sessions int) governor {
-	return governor{max: sessions, width: sessions, down: true, wait: 1, patience: minPatience}
+func newGovernor(sessions int, alone time.Duration) governor {
+	return governor{max: sessions, width: sessions, alone: alone, down: true, wait: 1, patience: minPatience}
 }
 
 // finished counts n tasks that took each; busy says that there was work for everybody all
@@ -385,7 +433,8 @@ func (g *governor) finished(n int, each time.Duration, busy bool, now time.Time)
 		return
 	}
 	slices.Sort(g.times)
-	rate := float64(g.width) / g.times[len(g.times)/4].Seconds()
+	typical := g.times[len(g.times)/4]
+	rate := float64(g.width) / typical.Seconds()
 	g.from, g.count, g.times = now, 0, g.times[:0]
 	switch {
 	case g.before == 0: // steady
@@ -393,7 +442,10 @@ func (g *governor) finished(n int, each time.Duration, busy bool, now time.Time)
 			g.rate = rate
 		}
 		g.rate += (rate - g.rate) / 2
-		if g.wait--; g.wait <= 0 {
+		switch g.wait--; {
+		case g.width == g.max && typical < time.Duration(scales*float64(g.alone)):
+			g.wait = 1
+		case g.wait <= 0:
 			g.probe()
 		}
 	case g.width < g.before && rate >= g.rate*probeKeep, g.width > g.before && rate >= g.rate*probeGain:

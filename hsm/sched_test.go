@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,13 +42,22 @@ func TestGovernor(t *testing.T) {
 		}, 40_000, 2, 3},
 		{"fails once", 300, func(w int) float64 { return 200 * float64(w) }, 3200, 16, 16},
 	} {
-		mean, width := hsm.Govern(16, 1000, c.failAt, c.rate)
+		mean, width := hsm.Govern(16, 1000, c.failAt, 0, c.rate)
 		if mean < 0.95*c.best && !(c.failAt < 0 && mean >= 0.9*c.best && c.name == "parallel, noisy") {
 			t.Errorf("%s: %.0f a second of %.0f", c.name, mean, c.best)
 		}
 		if width < c.min || width > c.max {
 			t.Errorf("%s: %d sessions in the end, want %d to %d", c.name, width, c.min, c.max)
 		}
+	}
+	// What the self test measured spares a token that scales all probing, and only such
+	// a token.
+	alone := 5 * time.Millisecond
+	if mean, _ := hsm.Govern(16, 60, -1, alone, func(w int) float64 { return 190 * float64(w) }); mean < 0.999*190*16 {
+		t.Errorf("a token that scales: %.0f a second of %d", mean, 190*16)
+	}
+	if _, width := hsm.Govern(16, 60, -1, alone, func(w int) float64 { return 200 * float64(min(w, 4)) }); width > 6 {
+		t.Errorf("a token that works on four things at once: %d sessions", width)
 	}
 }
 
@@ -164,6 +174,7 @@ func yardstick(b *testing.B, token *hsmtest.Token, id hsm.DomainKeyID, sessions 
 		}
 	}
 	token.RoundTrip(d)
+	report := ofIdeal(b, token, sessions, d)
 	b.ResetTimer()
 	var wg sync.WaitGroup
 	for g, sh := range handles {
@@ -179,10 +190,23 @@ func yardstick(b *testing.B, token *hsmtest.Token, id hsm.DomainKeyID, sessions 
 		})
 	}
 	wg.Wait()
-	rate := float64(b.N) / b.Elapsed().Seconds()
-	b.ReportMetric(rate, "ops/s")
-	b.ReportMetric(100*rate*d.Seconds()/float64(sessions), "%ideal")
-	b.ReportMetric(0, "ns/op")
+	report(b.N)
+}
+
+// ofIdeal returns what reports n operations since now: the rate, its share of the ideal,
+// and %used, the time that the sessions spent waiting for the token as a share of all the
+// time they had. The two differ by how much longer than asked the system let them
+// sleep, which is not the doing of what is measured here.
+func ofIdeal(b *testing.B, token *hsmtest.Token, sessions int, d time.Duration) func(n int) {
+	_, before := token.RoundTrips()
+	return func(n int) {
+		_, after := token.RoundTrips()
+		rate := float64(n) / b.Elapsed().Seconds()
+		b.ReportMetric(rate, "ops/s")
+		b.ReportMetric(100*rate*d.Seconds()/float64(sessions), "%ideal")
+		b.ReportMetric(100*(after-before).Seconds()/(float64(sessions)*b.Elapsed().Seconds()), "%used")
+		b.ReportMetric(0, "ns/op")
+	}
 }
 
 // BenchmarkRoundTrip is the token behind a network: what is reached of the ideal, which is
@@ -211,19 +235,14 @@ func BenchmarkRoundTrip(b *testing.B) {
 				b.Run(fmt.Sprintf("%v/yardstick", d), func(b *testing.B) { yardstick(b, token, id, sessions, d) })
 			}
 			token.RoundTrip(d)
-			ideal := sessions / d.Seconds()
-			report := func(b *testing.B, n int) {
-				rate := float64(n) / b.Elapsed().Seconds()
-				b.ReportMetric(rate, "ops/s")
-				b.ReportMetric(100*rate/ideal, "%ideal")
-				b.ReportMetric(0, "ns/op")
-			}
 			name := fmt.Sprintf("%v/%s/", d, where)
 			b.Run(name+"unwrap-callers=64", func(b *testing.B) {
+				report := ofIdeal(b, token, sessions, d)
 				var wg sync.WaitGroup
-				for g := range callers {
+				var next atomic.Int64
+				for range callers {
 					wg.Go(func() {
-						for i := g; i < b.N; i += callers {
+						for i := int(next.Add(1)); i <= b.N; i = int(next.Add(1)) {
 							if it := decryptOne(r, context.Background(), id, wraps[i%len(wraps)]); it.Err != nil {
 								b.Error(it.Err)
 							}
@@ -231,31 +250,33 @@ func BenchmarkRoundTrip(b *testing.B) {
 					})
 				}
 				wg.Wait()
-				report(b, b.N)
+				report(b.N)
 			})
 			b.Run(name+"unwrap-batch=10000", func(b *testing.B) {
 				items := make([]hsm.Item, 10_000)
 				for i := range items {
 					items[i].In = wraps[i%len(wraps)]
 				}
+				report := ofIdeal(b, token, sessions, d)
 				n := 0
 				for b.Loop() {
 					r.Decrypt(context.Background(), id, items)
 					n += len(items)
 				}
-				report(b, n)
+				report(n)
 			})
 			b.Run(name+"wrap-batch=1000", func(b *testing.B) {
 				items := make([]hsm.Item, 1000)
 				for i := range items {
 					items[i].In = kek(i)
 				}
+				report := ofIdeal(b, token, sessions, d)
 				n := 0
 				for b.Loop() {
 					r.Encrypt(context.Background(), id, items)
 					n += 2 * len(items)
 				}
-				report(b, n)
+				report(n)
 			})
 			r.Close()
 		}

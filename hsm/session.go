@@ -80,38 +80,6 @@ func (s *session) try(f func() error) error {
 	}
 }
 
-// encrypt is C_EncryptInit and C_Encrypt.
-func (s *session) encrypt(mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, in []byte) ([]byte, error) {
-	s.tick()
-	if err := s.m.EncryptInit(s.sh, []*pkcs11.Mechanism{mech}, key); err != nil {
-		return nil, tokenError("C_EncryptInit", err)
-	}
-	out, err := s.m.Encrypt(s.sh, in)
-	if err != nil {
-		return nil, tokenError("C_Encrypt", err)
-	}
-	return out, nil
-}
-
-// errDecrypt marks an error of C_Decrypt itself: what comes from C_DecryptInit cannot
-// mean that the ciphertext is wrong.
-type errDecrypt struct{ error }
-
-func (e errDecrypt) Unwrap() error { return e.error }
-
-// decrypt is C_DecryptInit and C_Decrypt.
-func (s *session) decrypt(mech *pkcs11.Mechanism, key pkcs11.ObjectHandle, in []byte) ([]byte, error) {
-	s.tick()
-	if err := s.m.DecryptInit(s.sh, []*pkcs11.Mechanism{mech}, key); err != nil {
-		return nil, tokenError("C_DecryptInit", err)
-	}
-	out, err := s.m.Decrypt(s.sh, in)
-	if err != nil {
-		return nil, errDecrypt{tokenError("C_Decrypt", err)}
-	}
-	return out, nil
-}
-
 // key finds a domain key by its CKA_ID.
 func (s *session) key(id DomainKeyID) (domainKey, error) {
 	if k, ok := s.keys[id]; ok {

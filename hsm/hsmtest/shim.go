@@ -73,8 +73,7 @@ const (
 	CGenerateRandom   ShimFunc = 64
 )
 
-// A ShimFault says how a PKCS#11 function breaks. Mind that the binding calls C_Encrypt
-// and C_Decrypt twice per operation: for the length, then for the result.
+// A ShimFault says how a PKCS#11 function breaks.
 type ShimFault struct {
 	Skip       uint32 // this many calls pass first
 	Count      uint32 // then this many break
@@ -172,6 +171,13 @@ func (s *Token) Latency(d time.Duration) { s.set(1, uint32(d.Microseconds())) }
 // key generation, search, login. The Init functions, which such a library answers
 // itself, stay quick. It is a sleep, so calls in other sessions go on.
 func (s *Token) RoundTrip(d time.Duration) { s.set(6, uint32(d.Microseconds())) }
+
+// RoundTrips returns how many round trips there were, and how long they took in all: an
+// operating system that is busy wakes who sleeps later than was asked. The time wraps
+// after an hour.
+func (s *Token) RoundTrips() (n int, took time.Duration) {
+	return int(s.get(7)), time.Duration(s.get(8)) * time.Microsecond
+}
 
 // MaxSessions limits the sessions open at once; 0 is no limit.
 func (s *Token) MaxSessions(n int) { s.set(2, uint32(n)) }
