@@ -3,6 +3,7 @@ package keystore
 import (
 	"context"
 	"sync"
+	"time"
 
 	"keymill/hsm"
 	"keymill/hsm/arena"
@@ -10,31 +11,47 @@ import (
 
 // # Combining calls of the root
 //
-// A call of a token costs much however few items it has, and a token works on
-// the items of one call over several sessions. So callers that come while a call
-// is under way are put together for the next one. There is no timer: who comes
-// to an idle combiner goes at once, alone.
+// A call of a root costs much however few items it has. So callers that come
+// while a call is under way are put together for the next one. There is no timer:
+// who comes to an idle combiner goes at once, alone.
 //
-// The state is a queue and whether somebody runs. Who queues an item and finds
-// nobody running starts a runner; the runner takes what is queued, calls, hands
-// out, and repeats until it finds the queue empty under the same lock that
-// clears the flag. So an item is never left without a runner, and there is never
-// more than one.
+// How many calls may be under way depends on how long the root takes for one
+// round, which is as many items as it has sessions. Below slowRound there is one
+// call at a time: others would only be smaller. Above it, as a network HSM is,
+// waiting for a call to end leaves sessions idle, so there are as many calls as
+// the root has sessions, up to maxRuns, of few items each: enough for every session
+// to find the next item waiting, and nobody waits for the last of a large batch.
+//
+// The state is a queue and the number of runners. Who queues an item starts a
+// runner if one more is allowed; a runner takes what is queued, calls, hands out,
+// and repeats until it finds the queue empty, or more runners than are allowed,
+// under the same lock under which it is counted out. One is always allowed, so an
+// item is never left without a runner.
 //
 // A caller may leave when its context ends. The call goes on for the others;
 // what came out for the one who left is wiped by the runner. Which of the two
 // comes first is decided under the lock.
 
-// maxCombined bounds one call, so that a burst does not make everybody wait for
-// the last of it.
-const maxCombined = 256
+const (
+	// maxCombined bounds one call, so that a burst does not make everybody wait
+	// for the last of it; slowCombined does when several are under way.
+	maxCombined  = 256
+	slowCombined = 4
+
+	maxRuns   = 16
+	slowRound = time.Millisecond
+)
 
 type combiner struct {
-	call func(context.Context, hsm.DomainKeyID, []hsm.Item)
+	// Immutable.
+	call     func(context.Context, hsm.DomainKeyID, []hsm.Item)
+	sessions int // of the root; 0 when it has none to speak of
+	now      func() time.Time
 
-	mu      sync.Mutex
-	queue   []*combined
-	running bool
+	mu    sync.Mutex
+	queue []*combined
+	runs  int
+	slow  bool // the last call took longer than slowRound for each round
 }
 
 type combined struct {
@@ -45,8 +62,17 @@ type combined struct {
 	settled, left bool
 }
 
-func newCombiner(call func(context.Context, hsm.DomainKeyID, []hsm.Item)) *combiner {
-	return &combiner{call: call}
+func newCombiner(sessions int, call func(context.Context, hsm.DomainKeyID, []hsm.Item)) *combiner {
+	return &combiner{call: call, sessions: sessions, now: time.Now}
+}
+
+// allowed is how many runners there may be, and how much each takes. Called with
+// mu held.
+func (c *combiner) allowed() (runs, items int) {
+	if c.slow && c.sessions > 1 {
+		return min(c.sessions, maxRuns), slowCombined
+	}
+	return 1, maxCombined
 }
 
 // do gives in to the root in good company. It takes in over and wipes it; the
@@ -59,8 +85,8 @@ func (c *combiner) do(ctx context.Context, id hsm.DomainKeyID, in []byte) ([]byt
 	j := &combined{id: id, item: hsm.Item{In: in}, done: make(chan struct{})}
 	c.mu.Lock()
 	c.queue = append(c.queue, j)
-	if !c.running {
-		c.running = true
+	if runs, _ := c.allowed(); c.runs < runs {
+		c.runs++
 		go c.run()
 	}
 	c.mu.Unlock()
@@ -87,7 +113,9 @@ func (c *combiner) run() {
 		for i, j := range group {
 			items[i].In = j.item.In
 		}
+		began := c.now()
 		c.call(context.Background(), group[0].id, items)
+		took := c.now().Sub(began)
 		c.mu.Lock()
 		for i, j := range group {
 			arena.Wipe(j.item.In)
@@ -101,21 +129,33 @@ func (c *combiner) run() {
 			}
 			close(j.done)
 		}
+		rounds := 1 + (len(group)-1)/max(c.sessions, 1)
+		c.slow = took > time.Duration(rounds)*slowRound
+		// What had to wait for one runner need not wait any longer.
+		runs, each := c.allowed()
+		for n := len(c.queue); n > each && c.runs < runs; n -= each {
+			c.runs++
+			go c.run()
+		}
 		c.mu.Unlock()
 	}
 }
 
 // take removes the items at the head of the queue that go under one domain key.
-// It returns nil, and ends the run, when there are none.
+// It returns nil, and ends the run, when there are none or this runner is one too
+// many.
 func (c *combiner) take() []*combined {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	runs, most := c.allowed()
 	n := 0
-	for n < len(c.queue) && n < maxCombined && c.queue[n].id == c.queue[0].id {
+	for n < len(c.queue) && n < most && c.runs <= runs && c.queue[n].id == c.queue[0].id {
 		n++
 	}
 	if n == 0 {
-		c.running, c.queue = false, nil
+		if c.runs--; len(c.queue) == 0 {
+			c.queue = nil
+		}
 		return nil
 	}
 	group := c.queue[:n:n]

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"keymill/hsm"
 	"keymill/hsm/hsmtest"
@@ -35,8 +37,8 @@ func (h *harness) block(op hsmtest.Op) (release func()) {
 	return func() { close(c) }
 }
 
-// TestUnwrapsAreShared: while one unwrap is under way, the callers of one key
-// share one more, and those of several keys travel in one call.
+// TestUnwrapsAreShared: concurrent callers of one key are one unwrap, also those
+// who come while it is under way, and callers of several keys one of each.
 func TestUnwrapsAreShared(t *testing.T) {
 	h := newHarness(t)
 	ids := h.keys(20)
@@ -59,28 +61,124 @@ func TestUnwrapsAreShared(t *testing.T) {
 			open(i)
 		}
 	}
-	eventually(t, "queue", func() bool {
-		h.unwrap.mu.Lock()
-		defer h.unwrap.mu.Unlock()
+	eventually(t, "everybody waits", func() bool {
 		users := 0
 		h.opens.mu.Lock()
+		defer h.opens.mu.Unlock()
 		for _, f := range h.opens.flights {
 			users += f.users - 1
 		}
-		h.opens.mu.Unlock()
-		return len(h.unwrap.queue) == len(ids)-1 && users == 1+5*len(ids)
+		return users == 1+5*len(ids)
 	})
 	release()
 	wg.Wait()
-	if n := h.root.Calls(hsmtest.Decrypt) - before; n != 2 {
-		t.Errorf("%d calls of the root, want 2", n)
-	}
 	if n := h.root.Items(hsmtest.Decrypt) - items; n != len(ids) {
 		t.Errorf("%d unwraps, want %d", n, len(ids))
 	}
 	if len(h.opens.flights) != 0 {
 		t.Errorf("%d flights remain", len(h.opens.flights))
 	}
+}
+
+// TestCombinedCalls: a quick root gets one call at a time, with all that has come
+// meanwhile; a slow one gets as many calls as it has sessions, none of them large;
+// and it goes back to one when the root is quick again.
+func TestCombinedCalls(t *testing.T) {
+	const sessions = 4
+	var mu sync.Mutex
+	clock := time.Time{}
+	type call struct {
+		items int
+		took  time.Duration
+		end   chan struct{}
+	}
+	calls := make(chan *call)
+	c := newCombiner(sessions, func(_ context.Context, _ hsm.DomainKeyID, items []hsm.Item) {
+		this := &call{items: len(items), end: make(chan struct{})}
+		calls <- this
+		<-this.end
+		mu.Lock()
+		clock = clock.Add(this.took)
+		mu.Unlock()
+		for i := range items {
+			items[i].Out = append([]byte(nil), items[i].In...)
+		}
+	})
+	c.now = func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		return clock
+	}
+	var wg sync.WaitGroup
+	queue := func(n int) {
+		c.mu.Lock()
+		before := len(c.queue)
+		c.mu.Unlock()
+		for i := range n {
+			wg.Go(func() {
+				if out, err := c.do(context.Background(), hsm.DomainKeyID{}, []byte{byte(i)}); err != nil || out[0] != byte(i) {
+					t.Errorf("item %d: %x, %v", i, out, err)
+				}
+			})
+		}
+		eventually(t, "queued", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return len(c.queue) == before+n
+		})
+	}
+	next := func(items int) *call {
+		t.Helper()
+		this := <-calls
+		if this.items != items {
+			t.Errorf("a call of %d items, want %d", this.items, items)
+		}
+		return this
+	}
+	end := func(this *call, took time.Duration) {
+		this.took = took
+		close(this.end)
+	}
+	one := func() *call {
+		wg.Go(func() { c.do(context.Background(), hsm.DomainKeyID{}, []byte{1}) })
+		return next(1)
+	}
+	first := one()
+	queue(20)
+	end(first, slowRound/2)
+	all := next(20) // together
+	queue(3*slowCombined + 2)
+	end(all, 6*slowRound) // five rounds of four: slow
+	under := []*call{<-calls, <-calls, <-calls, <-calls}
+	slices.SortFunc(under, func(a, b *call) int { return b.items - a.items })
+	for i, want := range []int{slowCombined, slowCombined, slowCombined, 2} {
+		if under[i].items != want {
+			t.Errorf("call %d of %d items, want %d", i, under[i].items, want)
+		}
+	}
+	queue(1) // as many are under way as there are sessions
+	end(under[0], 2*slowRound)
+	last := next(1)
+	for _, u := range under[1:] {
+		end(u, 0)
+	}
+	runners := func(want int) {
+		t.Helper()
+		eventually(t, "runners end", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.runs == want && len(c.queue) == 0
+		})
+	}
+	runners(1)
+	end(last, slowRound/2) // quick again
+	wg.Wait()
+	runners(0)
+	first = one()
+	queue(20)
+	end(first, slowRound/2)
+	end(next(20), 0)
+	wg.Wait()
 }
 
 // TestCallersMayLeave: a caller whose context ends goes; the others get their
@@ -240,7 +338,7 @@ func TestSecretsAreWiped(t *testing.T) {
 	h := newHarness(t)
 	ids := h.keys(1)
 	var seen [][]byte
-	spy := newCombiner(func(ctx context.Context, id hsm.DomainKeyID, items []hsm.Item) {
+	spy := newCombiner(0, func(ctx context.Context, id hsm.DomainKeyID, items []hsm.Item) {
 		h.root.Decrypt(ctx, id, items)
 		for _, it := range items {
 			seen = append(seen, it.Out)

@@ -116,8 +116,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.fs = privateFS{vfs.Default}
 	}
 	s.w.s, s.pause = s, pause
-	s.wrap = newCombiner(o.Root.Encrypt)
-	s.unwrap = newCombiner(o.Root.Decrypt)
+	sessions := o.Root.Info().Sessions
+	s.wrap = newCombiner(sessions, o.Root.Encrypt)
+	s.unwrap = newCombiner(sessions, o.Root.Decrypt)
 	s.opens.flights = make(map[openKey]*openFlight)
 	if err := s.openDB(o); err != nil {
 		return nil, err
