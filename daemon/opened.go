@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"keymill/hsm"
@@ -34,9 +33,10 @@ type Opened struct {
 	Store *keystore.Store
 	cfg   Config
 	o     StoreOptions
+	wait  time.Duration // for a move that stops; replaced in tests
 
-	mu    sync.Mutex
-	roots []placedRoot // guarded by mu; the members of Root
+	busy  chan struct{} // full while a move is made
+	roots []placedRoot  // guarded by busy; the members of Root
 }
 
 type placedRoot struct {
@@ -107,7 +107,7 @@ func OpenStore(ctx context.Context, cfg Config, o StoreOptions) (_ *Opened, err 
 	if err != nil {
 		return nil, err
 	}
-	op := &Opened{Root: hsm.NewComposite(root), cfg: cfg, o: o, roots: []placedRoot{{place, root}}}
+	op := &Opened{Root: hsm.NewComposite(root), cfg: cfg, o: o, wait: rewrapWait, busy: make(chan struct{}, 1), roots: []placedRoot{{place, root}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, op.Root.Close())

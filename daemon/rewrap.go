@@ -60,6 +60,9 @@ type DestroyedKey struct {
 	Gone  bool           `json:"gone,omitempty"`
 }
 
+// rewrapWait is how long a move waits for another one to stop.
+const rewrapWait = 3 * time.Second
+
 // Rewrap moves the store to another domain key while it is in use, or goes on with a
 // move that has begun, and returns when it is done; see keystore.Store.Rewrap for
 // progress and for what an error leaves. A root that is not needed any more is
@@ -68,10 +71,17 @@ func (op *Opened) Rewrap(ctx context.Context, req RewrapRequest, progress func(k
 	if err := req.check(); err != nil {
 		return res, err
 	}
-	if !op.mu.TryLock() {
+	// A move whose client has gone is about to stop: its successor waits for that.
+	wait := time.NewTimer(op.wait)
+	defer wait.Stop()
+	select {
+	case op.busy <- struct{}{}:
+	case <-wait.C:
 		return res, keystore.ErrRewrapping
+	case <-ctx.Done():
+		return res, ctx.Err()
 	}
-	defer op.mu.Unlock()
+	defer func() { <-op.busy }()
 	pending, err := op.Store.PendingRewrap()
 	if err != nil {
 		return res, err

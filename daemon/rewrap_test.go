@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"keymill/hsm"
 	"keymill/hsm/hsmtest"
@@ -348,11 +349,12 @@ func TestRewrapOverTheSocket(t *testing.T) {
 				t.Errorf("%s: %d %s, want %q", body, status, answer, want)
 			}
 		}
-		s.service.opened.mu.Lock()
+		s.service.opened.busy <- struct{}{}
+		s.service.opened.wait = time.Millisecond
 		if _, err := RequestRewrap(t.Context(), r.soft.Data, RewrapRequest{Rotate: true}, nil); err == nil || !strings.Contains(err.Error(), "already") {
 			t.Errorf("while another one works: %v", err)
 		}
-		s.service.opened.mu.Unlock()
+		<-s.service.opened.busy
 		var phases []string
 		if _, err := RequestRewrap(t.Context(), r.soft.Data, RewrapRequest{Rotate: true}, func(p keystore.RewrapProgress) { phases = append(phases, p.Phase) }); err != nil {
 			t.Error(err)
