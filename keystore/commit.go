@@ -71,7 +71,7 @@ const (
 // An inflight is a commit that was applied and may not have settled.
 type inflight struct {
 	rev  uint64
-	done chan struct{} // closed when settled or failed
+	done chan struct{} // closed when settled or failed; nil of a commit without changes
 	err  error         // read after done
 
 	// Owned by the committing goroutine.
@@ -217,9 +217,9 @@ func (t *Txn) Commit(ctx context.Context) (uint64, error) {
 		}
 		return 0, err
 	}
-	if fl.batch == nil { // nothing to write
-		<-fl.done
-		return fl.rev, fl.err
+	if fl.done == nil { // nothing to write: true when what was there is durable
+		<-fl.prev.done
+		return fl.rev, fl.prev.err
 	}
 	return fl.rev, s.settle(fl)
 }
@@ -266,7 +266,7 @@ func (t *Txn) apply(ctx context.Context) (*inflight, error) {
 		return nil, err
 	}
 	if len(w.changes) == 0 {
-		return prev, nil
+		return &inflight{rev: prev.rev, prev: prev}, nil
 	}
 
 	fl := &inflight{rev: prev.rev + 1, done: make(chan struct{}), batch: s.db.NewBatch()}

@@ -132,6 +132,7 @@ func TestReadersWaitForTheDisk(t *testing.T) {
 				{"list", func() error { _, _, err := h.ListKeys(account, region, KeyID{}, false, 9); return err }, nil},
 				{"count", func() error { _, err := h.CountKeys(account, region); return err }, nil},
 				{"conflict", func() error { _, err := conflicting.Commit(context.Background()); return err }, ErrConflict},
+				{"commit of nothing", func() error { _, err := h.NewTxn().Commit(context.Background()); return err }, nil},
 			}
 			answers := make([]chan error, len(asks))
 			for i, a := range asks {
