@@ -120,8 +120,9 @@ type Input interface{ AppendJSON(dst []byte) []byte }
 // A Client makes single calls, to set a measurement up. It belongs to one
 // goroutine.
 type Client struct {
-	target Target
-	conn   *conn
+	target   Target
+	conn     *conn
+	builders map[wire.Op]*builder
 }
 
 // Dial connects to target. Close the client when done.
@@ -130,7 +131,7 @@ func Dial(ctx context.Context, target Target) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{target, c}, nil
+	return &Client{target, c, make(map[wire.Op]*builder)}, nil
 }
 
 // Close closes the connection.
@@ -144,7 +145,11 @@ const callTimeout = 30 * time.Second
 // which is valid until the next call. An answer other than 200 is an
 // [*AnswerError].
 func (c *Client) Call(ctx context.Context, op wire.Op, in Input) ([]byte, error) {
-	b := newBuilder(c.target.Addr, c.target.Region, targetOf(op), c.target.Credentials)
+	b := c.builders[op]
+	if b == nil {
+		b = newBuilder(c.target.Addr, c.target.Region, targetOf(op), c.target.Credentials)
+		c.builders[op] = b
+	}
 	body, err := c.send(ctx, b.append(nil, time.Now(), in.AppendJSON(nil)))
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", op, err)

@@ -188,9 +188,9 @@ func createKey(ctx context.Context, c *Client, spec engine.Spec, usage engine.Us
 	return out.KeyMetadata.KeyId, err
 }
 
-// createConnections is how many connections create keys at once: enough for one
+// CreateConnections is how many connections create keys at once: enough for one
 // sync of the store to carry many of them.
-const createConnections = 64
+const CreateConnections = 64
 
 // createKeys makes n keys, over several connections when there are many.
 func createKeys(ctx context.Context, c *Client, spec engine.Spec, usage engine.Usage, n int) ([]string, error) {
@@ -202,7 +202,7 @@ func createKeys(ctx context.Context, c *Client, spec engine.Spec, usage engine.U
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	for range min(n, createConnections) {
+	for range min(n, CreateConnections) {
 		group.Go(func() error {
 			c, err := Dial(ctx, c.target)
 			if err != nil {
@@ -242,7 +242,7 @@ func UseKeys(ctx context.Context, t Target, ids []string, conns int) error {
 			}
 			defer c.Close()
 			for i := next.Add(1) - 1; i < int64(len(ids)); i = next.Add(1) - 1 {
-				if _, err := c.Call(ctx, wire.OpGenerateDataKeyWithoutPlaintext, &wire.GenerateDataKeyWithoutPlaintextRequest{KeyId: ids[i], KeySpec: "AES_256"}); err != nil {
+				if _, err := c.Call(ctx, wire.OpGenerateDataKey, &wire.GenerateDataKeyRequest{KeyId: ids[i], KeySpec: "AES_256"}); err != nil {
 					return err
 				}
 			}

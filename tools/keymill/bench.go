@@ -151,7 +151,7 @@ figure is printed.`,
 	f.IntVar(&o.pid, "pid", 0, "process `ID` of the endpoint's server, for its processor time and memory, when it runs on this machine")
 	f.StringArrayVar(&o.serveFlags, "serve-flag", nil, "further `FLAG` of keymill serve, such as --serve-flag=--log-level=warn")
 	addPassedOn(f)
-	cmd.AddCommand(benchStartupCommand(), benchBareCommand())
+	cmd.AddCommand(benchStartupCommand(), benchScaleCommand(), benchBareCommand())
 	return cmd
 }
 

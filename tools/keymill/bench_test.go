@@ -62,6 +62,9 @@ func TestBenchArguments(t *testing.T) {
 		"--serve-flag=--no-such-flag":                                                  "unknown flag: --no-such-flag",
 		"extra":                                                                        "unknown command",
 		"startup --keys 0":                                                             "--keys must be from 1",
+		"scale --keys 0":                                                               "--keys must be from 1",
+		"scale --connections 0":                                                        "--connections must be from 1",
+		"scale --duration 0":                                                           "--duration must be above 0",
 		"startup --rounds 0":                                                           "--rounds must be from 1",
 	} {
 		stdout, stderr, status := run(t, append([]string{"bench"}, strings.Fields(args)...)...)
@@ -166,6 +169,27 @@ func TestBenchStartup(t *testing.T) {
 	for _, want := range []string{"20 keys created", "ms until ready: ", "RSS MB when ready", "first uses of keys a second", "RSS MB after them"} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q in\n%s", want, stdout)
+		}
+	}
+}
+
+// TestBenchScale fills a store that stays, and goes on with it.
+func TestBenchScale(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	for i, keys := range []string{"20", "30"} {
+		stdout, stderr, status := run(t, "bench", "scale", "--keys", keys, "--data", dir, "--rounds", "1", "--duration", "50ms", "--connections", "2")
+		if status != 0 || stderr != "" {
+			t.Fatalf("status %d: %s", status, stderr)
+		}
+		for _, want := range []string{"ms until ready: ", "RSS MB when ready: ", "ms for a ListKeys page of 100 out of " + keys, "first GenerateDataKey on each of " + keys + " keys",
+			"RSS MB after each key's first use", "one hot key: ", "one of " + keys + " keys at random: ", "random divided by hot: ", "CreateKey a second over 64 connections: "} {
+			if !strings.Contains(stdout, want) {
+				t.Errorf("no %q in\n%s", want, stdout)
+			}
+		}
+		// The first run's CreateKey makes more than the second needs.
+		if created := strings.Contains(stdout, "20 keys created"); created != (i == 0) {
+			t.Errorf("run %d created keys: %t", i, created)
 		}
 	}
 }
