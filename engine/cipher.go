@@ -35,13 +35,30 @@ import (
 // replicas. A direct-mapped cache remembers some; a key enters it only after a
 // tag under it has verified, so nobody without a genuine ciphertext can push
 // anything out of it.
+//
+// # Warm and busy
+//
+// Lanes and cache cost several times the key itself, and pay from the second
+// message on. Where many keys are used in turn, most are used once and then
+// forgotten. So a key begins warm, with neither, and derives a key for every
+// message; the message that brings it to busyAfter makes it busy. A busy key
+// stays so until its state goes, which is when others need its place in memory.
 
 // laneMessages is how many messages a lane seals under one derived key.
 const laneMessages = 1 << 20
 
+// busyAfter is how many messages a key derives for before it gets lanes.
+const busyAfter = 4
+
 // cipherState is the warm state of one version of a symmetric key.
 type cipherState struct {
-	block   cipher.Block // AES-256 under the material, only ever used to derive
+	block    cipher.Block  // AES-256 under the material, only ever used to derive
+	messages atomic.Uint32 // counted until the key is busy
+	busy     atomic.Pointer[busyState]
+}
+
+// busyState is what a key has when it is used much.
+type busyState struct {
 	lanes   *batch.Slots[lane]
 	derived derivedCache
 }
@@ -76,7 +93,21 @@ func newCipherState(secret []byte) (*cipherState, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cipherState{block: block, lanes: batch.NewSlots[lane](0)}, nil
+	return &cipherState{block: block}, nil
+}
+
+// use returns the key's lanes and derived keys, nil while it has none, and counts
+// n messages until then.
+func (c *cipherState) use(n int) *busyState {
+	if b := c.busy.Load(); b != nil {
+		return b
+	}
+	if c.messages.Add(uint32(n)) < busyAfter {
+		return nil
+	}
+	// Of several at once one is kept, and all use that.
+	c.busy.CompareAndSwap(nil, &busyState{lanes: batch.NewSlots[lane](0)})
+	return c.busy.Load()
 }
 
 // derive returns AES-256-GCM under the key that a nonce's first half chooses.
@@ -149,10 +180,13 @@ func (k *local) sealAll(ops []Op, n int, s *scratch) {
 	}
 	var l *lane
 	if st != nil {
-		if slot := st.cipher.lanes.Acquire(); slot != nil {
-			defer st.cipher.lanes.Release(slot)
-			l = &slot.V
-		} else {
+		if busy := st.cipher.use(n); busy != nil {
+			if slot := busy.lanes.Acquire(); slot != nil {
+				defer busy.lanes.Release(slot)
+				l = &slot.V
+			}
+		}
+		if l == nil {
 			l = new(lane)
 		}
 	}
@@ -249,7 +283,12 @@ func (k *local) open(op *Op, s *scratch) {
 // open opens the body of a blob: nonce, ciphertext, tag.
 func (c *cipherState) open(dst, body, aad []byte) ([]byte, bool) {
 	prefix := [halfNonce]byte(body)
-	aead, cached := c.derived.get(&prefix)
+	busy := c.busy.Load()
+	var aead cipher.AEAD
+	var cached bool
+	if busy != nil {
+		aead, cached = busy.derived.get(&prefix)
+	}
 	if !cached {
 		aead = c.derive(body[:halfNonce])
 	}
@@ -257,8 +296,11 @@ func (c *cipherState) open(dst, body, aad []byte) ([]byte, bool) {
 	if err != nil {
 		return dst, false
 	}
-	if !cached {
-		c.derived.put(&prefix, aead)
+	if busy == nil { // what does not open does not count: it is anybody's
+		busy = c.use(1)
+	}
+	if !cached && busy != nil {
+		busy.derived.put(&prefix, aead)
 	}
 	return out, true
 }

@@ -106,13 +106,76 @@ func TestParseBlobRefusals(t *testing.T) {
 	}
 }
 
+// busy uses k until it has lanes, and returns them.
+func busy(t testing.TB, k *local) *busyState {
+	t.Helper()
+	for range busyAfter {
+		must(t, k, symOp(Encrypt, nil, nil))
+	}
+	b := k.states[0].Load().cipher.busy.Load()
+	if b == nil {
+		t.Fatalf("not busy after %d messages", busyAfter)
+	}
+	return b
+}
+
+// TestBusy: the first messages of a key leave neither lanes nor derived keys, each
+// has a derived key of its own, and forgeries do not count as messages.
+func TestBusy(t *testing.T) {
+	material := testMaterial(t, SymmetricDefault)
+	k := keyOf(t, testID, SymmetricDefault, EncryptDecrypt, material)
+	seen := map[string]bool{}
+	var blob []byte
+	for range busyAfter - 2 {
+		blob = must(t, k, symOp(Encrypt, []byte("x"), nil))
+		if prefix := string(blob[headerSize:][:halfNonce]); seen[prefix] {
+			t.Error("two messages under one derived key")
+		} else {
+			seen[prefix] = true
+		}
+	}
+	forged := bytes.Clone(blob)
+	forged[len(forged)-1] ^= 1
+	for range 3 * busyAfter {
+		do(t, k, symOp(Decrypt, forged, nil))
+	}
+	if got := must(t, k, symOp(Decrypt, blob, nil)); string(got) != "x" {
+		t.Errorf("decrypted %q", got)
+	}
+	st := k.states[0].Load().cipher
+	if st.busy.Load() != nil {
+		t.Fatal("busy too early")
+	}
+	if got := must(t, k, symOp(Decrypt, blob, nil)); string(got) != "x" || st.busy.Load() == nil {
+		t.Fatalf("decrypted %q, busy %t", got, st.busy.Load() != nil)
+	}
+	k.Purge()
+	must(t, k, symOp(Encrypt, nil, nil))
+	if k.states[0].Load().cipher.busy.Load() != nil {
+		t.Error("busy after a purge")
+	}
+	batch := make([]Op, busyAfter)
+	for i := range batch {
+		batch[i] = symOp(Encrypt, []byte{byte(i)}, nil)
+	}
+	k.Do(batch)
+	if k.states[0].Load().cipher.busy.Load() == nil {
+		t.Error("not busy after a batch")
+	}
+	for i := range batch {
+		if got := must(t, k, symOp(Decrypt, batch[i].Out, nil)); !bytes.Equal(got, []byte{byte(i)}) {
+			t.Errorf("decrypted %x, not %d", got, i)
+		}
+	}
+}
+
 // TestCacheFillsOnlyAfterTag: forged blobs compute derived keys but leave none
 // in the cache.
 func TestCacheFillsOnlyAfterTag(t *testing.T) {
 	k := keyOf(t, testID, SymmetricDefault, EncryptDecrypt, testMaterial(t, SymmetricDefault))
+	d := &busy(t, k).derived
 	blob := must(t, k, symOp(Encrypt, []byte("x"), nil))
 	cached := func() (n int) {
-		d := &k.states[0].Load().cipher.derived
 		for i := range d.ways {
 			for j := range d.ways[i] {
 				if d.ways[i][j].Load() != nil {
@@ -146,6 +209,7 @@ func TestCacheIsBounded(t *testing.T) {
 		k.Purge() // new lanes, so new derived keys
 		blobs = append(blobs, must(t, k, symOp(Encrypt, []byte("x"), nil)))
 	}
+	busy(t, k)
 	for range 2 {
 		for i, b := range blobs {
 			if op := do(t, k, symOp(Decrypt, b, nil)); op.Err != nil {
@@ -159,8 +223,7 @@ func TestCacheIsBounded(t *testing.T) {
 // middle of a batch too, and draws a new second half for each message.
 func TestLaneLimit(t *testing.T) {
 	k := keyOf(t, testID, SymmetricDefault, EncryptDecrypt, testMaterial(t, SymmetricDefault))
-	must(t, k, symOp(Encrypt, nil, nil))
-	lanes := k.states[0].Load().cipher.lanes
+	lanes := busy(t, k).lanes
 	first := map[[halfNonce]byte]bool{}
 	for range lanes.Len() { // every lane is about to be used up
 		slot := lanes.Acquire()
@@ -181,14 +244,13 @@ func TestLaneLimit(t *testing.T) {
 
 func TestLaneRollsOver(t *testing.T) {
 	k := keyOf(t, testID, SymmetricDefault, EncryptDecrypt, testMaterial(t, SymmetricDefault))
-	must(t, k, symOp(Encrypt, nil, nil))
-	st := k.states[0].Load().cipher
+	lanes := busy(t, k).lanes
 	var slots []func()
-	for range st.lanes.Len() {
-		slot := st.lanes.Acquire()
-		slot.V.ready(st)
+	for range lanes.Len() {
+		slot := lanes.Acquire()
+		slot.V.ready(k.states[0].Load().cipher)
 		slot.V.sealed = laneMessages - 3
-		slots = append(slots, func() { st.lanes.Release(slot) })
+		slots = append(slots, func() { lanes.Release(slot) })
 	}
 	for _, release := range slots {
 		release()

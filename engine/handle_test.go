@@ -336,3 +336,104 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("peer off the curve: %v", op.Err)
 	}
 }
+
+// TestRemember: a key whose material is at hand is warm at once, without its
+// source, and not after a Purge that empties the memory first.
+func TestRemember(t *testing.T) {
+	material := testMaterial(t, SymmetricDefault)
+	k := NewLocalKey(testID, SymmetricDefault, EncryptDecrypt, []KeyVersion{{1, ComputeMaterialID(testID, material)}}, 0, nil,
+		func(context.Context, uint32) ([]byte, error) { return nil, errors.New("the source was asked") })
+	ops := []Op{symOp(Encrypt, []byte("x"), nil)}
+	if k.Do(ops); WarmNow(k, ops) || ops[0].Err != ErrPending {
+		t.Fatalf("warm without a memory: %v", ops[0].Err)
+	}
+	var memory []byte
+	Remember(k, func(version uint32) []byte {
+		if version != 1 {
+			t.Errorf("asked for version %d", version)
+		}
+		return memory
+	})
+	if WarmNow(k, ops) {
+		t.Fatal("warm from an empty memory")
+	}
+	memory = bytes.Clone(material)
+	if !WarmNow(k, ops) {
+		t.Fatal("not warm")
+	}
+	if !bytes.Equal(memory, make([]byte, len(memory))) {
+		t.Error("the material was not wiped")
+	}
+	memory = nil
+	if k.Do(ops); ops[0].Err != nil || WarmNow(k, ops) {
+		t.Fatalf("%v, or warmed for nothing", ops[0].Err)
+	}
+	if got := must(t, keyOf(t, testID, SymmetricDefault, EncryptDecrypt, material), symOp(Decrypt, ops[0].Out, nil)); string(got) != "x" {
+		t.Errorf("decrypted %q", got)
+	}
+	k.Purge()
+	if k.Do(ops); ops[0].Err != ErrPending || WarmNow(k, ops) {
+		t.Errorf("after the purge: %v", ops[0].Err)
+	}
+	if err := k.Warm(context.Background(), ops); err == nil {
+		t.Error("warm without a source")
+	}
+	memory = make([]byte, 5)
+	if WarmNow(k, ops) {
+		t.Error("warm from something that is no material")
+	}
+}
+
+// TestRememberRace: a key that is purged again and again after its memory was
+// emptied never computes with what was in it before.
+func TestRememberRace(t *testing.T) {
+	material := testMaterial(t, SymmetricDefault)
+	var mu sync.Mutex
+	var memory []byte
+	k := NewLocalKey(testID, SymmetricDefault, EncryptDecrypt, []KeyVersion{{1, ComputeMaterialID(testID, material)}}, 0, nil, nil)
+	Remember(k, func(uint32) []byte {
+		mu.Lock()
+		defer mu.Unlock()
+		return bytes.Clone(memory)
+	})
+	var users sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		users.Go(func() {
+			ops := []Op{symOp(Encrypt, []byte("x"), nil)}
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if k.Do(ops); ops[0].Err == ErrPending {
+					WarmNow(k, ops)
+				}
+			}
+		})
+	}
+	for range 300 {
+		mu.Lock()
+		memory = material
+		mu.Unlock()
+		for used := false; !used; {
+			ops := []Op{symOp(Encrypt, nil, nil)}
+			WarmNow(k, []Op{{Verb: Encrypt, Err: ErrPending}})
+			k.Do(ops)
+			used = ops[0].Err == nil
+		}
+		mu.Lock()
+		memory = nil
+		mu.Unlock()
+		k.Purge()
+		for range 10 {
+			ops := []Op{symOp(Encrypt, nil, nil)}
+			if k.Do(ops); ops[0].Err != ErrPending {
+				t.Fatalf("after the purge: %v", ops[0].Err)
+			}
+		}
+	}
+	close(stop)
+	users.Wait()
+}

@@ -110,6 +110,58 @@ type KeyVersion struct {
 	MaterialID MaterialID
 }
 
+// A Memory supplies the material of a version when it is at hand, and otherwise
+// nil. It waits for nothing, and knows nothing any more of a key whose Purge has
+// begun. The engine wipes the slice. See [Remember].
+type Memory func(version uint32) (secret []byte)
+
+// Remember lets a key made by NewLocalKey, before its first use, look into m for
+// its material before it asks its source.
+func Remember(k Key, m Memory) {
+	if k, ok := k.(*local); ok {
+		k.memory = m
+	}
+}
+
+// WarmNow loads what those of ops need whose Err is ErrPending, as far as that is
+// possible without waiting. It returns whether it loaded anything: then Do is worth
+// another try.
+func WarmNow(k Key, ops []Op) (loaded bool) {
+	l, ok := k.(*local)
+	if !ok || l.memory == nil {
+		return false
+	}
+	for i := range ops {
+		if ops[i].Err == ErrPending {
+			if v := l.versionFor(&ops[i]); v >= 0 && l.recall(v) {
+				loaded = true
+			}
+		}
+	}
+	return loaded
+}
+
+// recall makes version v warm from memory. It holds mu over both, so that a Purge
+// is before it, and the memory empty, or after it.
+func (k *local) recall(v int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.states[v].Load() != nil {
+		return true
+	}
+	secret := k.memory(k.versions[v].Number)
+	if secret == nil {
+		return false
+	}
+	defer arena.Wipe(secret)
+	st, err := buildState(k.spec, k.usage, secret, served)
+	if err != nil {
+		return false
+	}
+	k.states[v].Store(st)
+	return true
+}
+
 // ErrNoMaterial: the key has no current version, as while its import is
 // pending.
 var ErrNoMaterial = errors.New("engine: key has no material")
@@ -129,9 +181,11 @@ func NewLocalKey(id KeyID, spec Spec, usage Usage, versions []KeyVersion, curren
 	k := &local{
 		id: id, spec: spec, usage: usage,
 		versions: versions, current: current, spki: spki, src: src,
-		states:  make([]atomic.Pointer[state], len(versions)),
-		headers: make([][headerSize]byte, len(versions)),
-		flights: make(map[int]*flight),
+	}
+	if len(versions) <= 1 {
+		k.states, k.headers = k.sole.states[:len(versions)], k.sole.headers[:len(versions)]
+	} else {
+		k.states, k.headers = make([]atomic.Pointer[state], len(versions)), make([][headerSize]byte, len(versions))
 	}
 	for i, v := range versions {
 		k.headers[i] = makeHeader(SchemeLocal, id, v.MaterialID)
@@ -172,9 +226,17 @@ type local struct {
 	current  int                // index of the version to encrypt with, or -1
 	spki     []byte
 	src      Source
+	memory   Memory // may be nil
 
 	// Atomic.
 	states []atomic.Pointer[state]
+
+	// Where states and headers of a key with one version are: most have one, and
+	// there may be many keys.
+	sole struct {
+		states  [1]atomic.Pointer[state]
+		headers [1][headerSize]byte
+	}
 
 	// Parsed from spki on first use; not secret, so never purged.
 	pubOnce sync.Once
@@ -184,7 +246,7 @@ type local struct {
 	// Guarded by mu.
 	mu      sync.Mutex
 	gen     uint64
-	flights map[int]*flight
+	flights map[int]*flight // nil until the first
 }
 
 // A flight is one load under way. err is written before done is closed.
@@ -330,6 +392,9 @@ func (k *local) Warm(ctx context.Context, ops []Op) error {
 		if v < 0 {
 			return ErrNoMaterial
 		}
+		if k.memory != nil && k.recall(v) {
+			continue
+		}
 		f := k.join(ctx, v)
 		if f == nil {
 			continue
@@ -367,6 +432,9 @@ func (k *local) join(ctx context.Context, v int) *flight {
 	f := k.flights[v]
 	if f == nil {
 		f = &flight{gen: k.gen, done: make(chan struct{})}
+		if k.flights == nil {
+			k.flights = make(map[int]*flight)
+		}
 		k.flights[v] = f
 		go k.fly(context.WithoutCancel(ctx), v, f)
 	}
