@@ -156,6 +156,11 @@ func (x *exchange) opsFor(op *engine.Op) []engine.Op {
 // warm loads cold material and runs ops again. A handle can be purged between
 // the two (its place in the cache went to another key), hence the few tries.
 func (x *exchange) warm(v *keyView, ops []engine.Op) error {
+	if engine.WarmNow(v.handle, ops) {
+		if err := x.compute(v, ops); err != nil || ops[0].Err != engine.ErrPending {
+			return err
+		}
+	}
 	ctx, cancel := waitForRoot()
 	defer cancel()
 	if v.store != nil {

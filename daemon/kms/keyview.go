@@ -70,8 +70,11 @@ func (s *Service) view(ref keystore.Ref) (*keyView, error) {
 	if v, ok := s.views.Get(ref); ok {
 		return v, nil
 	}
-	ref.Region = strings.Clone(ref.Region)
+	ref.Region = s.ownRegion(ref.Region)
 	return s.views.Load(ref, func() (*keyView, error) {
+		if rec := s.shelf.key(ref); rec != nil {
+			return s.buildView(rec)
+		}
 		rec, err := s.store.Key(ref)
 		if err != nil {
 			return nil, err
@@ -83,14 +86,24 @@ func (s *Service) view(ref keystore.Ref) (*keyView, error) {
 	})
 }
 
+// ownRegion returns region as a string that outlives the request and that all keys
+// share.
+func (s *Service) ownRegion(region string) string {
+	if own, ok := s.regions.Intern([]byte(region)); ok {
+		return own
+	}
+	return strings.Clone(region)
+}
+
 func (s *Service) buildView(rec *keystore.Key) (*keyView, error) {
 	v := &keyView{
 		rec: rec,
 		ref: keystore.Ref{Region: rec.Region, ID: rec.ID},
 		id:  engine.KeyID{ID: rec.ID, MultiRegion: rec.MultiRegion},
 	}
-	v.idText = v.id.String()
-	v.arn = keyARN(rec.Region, rec.Account, v.idText)
+	idText := v.id.String()
+	v.arn = keyARN(rec.Region, rec.Account, idText)
+	v.idText = v.arn[len(v.arn)-len(idText):] // one copy of it
 	var ok [3]bool
 	v.spec, ok[0] = engine.ParseSpec(rec.Spec)
 	v.usage, ok[1] = engine.ParseUsage(rec.Usage)
@@ -167,6 +180,7 @@ func (s *Service) newHandle(v *keyView) engine.Key {
 	}
 	identity := keystore.Identity{Account: v.rec.Account, Region: v.rec.Region, Spec: v.rec.Spec, ID: v.rec.ID}
 	src := func(ctx context.Context, version uint32) ([]byte, error) {
+		ticket := s.shelf.ticket(v.ref)
 		// The key may have been disabled or deleted since this handle was made,
 		// and after its caches were purged: look before fetching again.
 		rec, err := s.store.Key(v.ref)
@@ -185,20 +199,38 @@ func (s *Service) newHandle(v *keyView) engine.Key {
 		}
 		id := identity
 		id.Version = version
-		return s.store.OpenMaterial(ctx, id)
+		secret, err := s.store.OpenMaterial(ctx, id)
+		if err == nil && s.shelved(rec) && version == rec.CurrentVersion {
+			s.shelf.put(ticket, rec, secret)
+		}
+		return secret, err
 	}
 	if v.store != nil {
 		return s.newStoreHandle(v, versions, current, src)
 	}
-	return engine.NewLocalKey(v.id, v.spec, v.usage, versions, current, v.rec.PublicKey, src)
+	h := engine.NewLocalKey(v.id, v.spec, v.usage, versions, current, v.rec.PublicKey, src)
+	if s.shelved(v.rec) {
+		ref := v.ref
+		engine.Remember(h, func(version uint32) []byte { return s.shelf.secret(ref, version) })
+	}
+	return h
+}
+
+// shelved tells whether the key of a record goes onto the shelf.
+func (s *Service) shelved(rec *keystore.Key) bool {
+	return rec.Origin == originLocal && rec.CustomKeyStore == "" && len(rec.PublicKey) == 0 && !rec.Destroying
 }
 
 // dropView makes requests that start from now on read the key's record anew.
-func (s *Service) dropView(ref keystore.Ref) { s.views.Invalidate(ref) }
+func (s *Service) dropView(ref keystore.Ref) {
+	s.shelf.drop(ref)
+	s.views.Invalidate(ref)
+}
 
 // dropHandle purges the key's material and derived keys from memory and makes
 // the next view start cold: for disable, deletion, expiry and rotation.
 func (s *Service) dropHandle(v *keyView) {
+	s.shelf.drop(v.ref)
 	s.handleCache(v.spec).Invalidate(v.handleName())
 	v.handle.Purge()
 }

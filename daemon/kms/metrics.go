@@ -59,6 +59,7 @@ func (s *Service) WriteMetrics(w io.Writer) {
 	})
 	fmt.Fprintf(w, "keymill_operation_panics_total %d\n", s.panics.Load())
 	fmt.Fprintf(w, "keymill_cached_keys %d\n", s.views.Len())
+	fmt.Fprintf(w, "keymill_shelved_keys %d\n", s.shelf.len())
 	s.writeScheduleMetrics(w)
 	s.usage.writeMetrics(w)
 }

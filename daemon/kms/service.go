@@ -25,9 +25,12 @@ type Config struct {
 	// KeyCache bounds the keys whose record and cipher state stay in memory;
 	// 0 means DefaultKeyCache.
 	KeyCache int
-	Quota    *quota.Profile   // request and resource quotas; nil: quota.None
-	Clock    func() time.Time // nil: time.Now
-	Logger   *slog.Logger     // nil: slog.Default()
+	// ShelfBytes bounds the memory for further keys that stay warm, some 230 bytes
+	// each; 0 means DefaultShelfBytes.
+	ShelfBytes int
+	Quota      *quota.Profile   // request and resource quotas; nil: quota.None
+	Clock      func() time.Time // nil: time.Now
+	Logger     *slog.Logger     // nil: slog.Default()
 
 	// HeavyWorkers is the number of threads for work of some 100 us and more, 0
 	// for one less than GOMAXPROCS; see batch.Plan. HeavyCPUs are the processors to bind
@@ -42,6 +45,9 @@ type Config struct {
 // DefaultKeyCache keeps the keys of a large storage system hot. A warm symmetric
 // key costs about 4 KiB.
 const DefaultKeyCache = 16384
+
+// DefaultShelfBytes is room for a million symmetric keys.
+const DefaultShelfBytes = 256 << 20
 
 // maxBulkyKeys bounds the ML-DSA keys whose expanded matrices stay in memory:
 // 120 KiB each for ML-DSA-65.
@@ -61,6 +67,7 @@ type Service struct {
 	quota   *quota.Limiter
 
 	// each safe for concurrent use, coherent by the rule in the package comment
+	shelf       *shelf
 	views       *keystore.Cache[keystore.Ref, keyView]
 	handles     *keystore.Cache[handleName, engine.Key]
 	bulky       *keystore.Cache[handleName, engine.Key] // of ML-DSA keys
@@ -104,6 +111,9 @@ func New(c Config) (*Service, error) {
 	if c.KeyCache == 0 {
 		c.KeyCache = DefaultKeyCache
 	}
+	if c.ShelfBytes == 0 {
+		c.ShelfBytes = DefaultShelfBytes
+	}
 	if c.Clock == nil {
 		c.Clock = time.Now
 	}
@@ -118,6 +128,7 @@ func New(c Config) (*Service, error) {
 		log:         c.Logger,
 		counts:      newCounters(),
 		quota:       quota.New(c.Quota, c.Clock()),
+		shelf:       newShelf(c.ShelfBytes),
 		views:       keystore.NewCache[keystore.Ref, keyView](c.KeyCache, nil),
 		buckets:     keystore.NewCache[keystore.Ref, quota.Bucket](c.KeyCache, nil),
 		aliases:     keystore.NewCache[aliasName, keystore.KeyID](c.KeyCache, nil),
