@@ -112,6 +112,9 @@ func TestServedXKSProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := made.KeyMetadata.KeyId
+	if m := must(here.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: id}))(t).KeyMetadata; *m.CustomKeyStoreId != *store.CustomKeyStoreId || *m.XksKeyConfiguration.Id != "outer" {
+		t.Errorf("%+v", m)
+	}
 	var inUse *types.XksKeyAlreadyInUseException
 	if _, err := create("outer"); !errors.As(err, &inUse) {
 		t.Errorf("the external key once more: %v", err)
