@@ -44,9 +44,9 @@ it, and needs the present root of trust (--hsm-... or the root key file), too.
 It can be stopped or killed at any time, and so can the daemon: what is done is
 done, the daemon starts and serves with both roots of trust, and the same command,
 or keymill rewrap alone, goes on. --back turns an unfinished move round. Until
-it has finished, leave the daemon's configuration as it was, and both roots of
-trust in place; afterwards change hsm-module, hsm-token and hsm-pin-file to the
-new one before the next start.
+it has finished, leave the daemon's configuration as it was and both roots of trust
+in place (a backup made meanwhile needs both, too); afterwards change hsm-module,
+hsm-token and hsm-pin-file to the new one before the next start.
 
 The old domain key is not destroyed: backups made before the end need it, and so
 do copies of the store. When they do not matter any more, --destroy-old destroys
