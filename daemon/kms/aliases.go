@@ -83,6 +83,7 @@ func updateAlias(x *exchange, in *wire.UpdateAliasRequest) error {
 	}
 	s := x.svc
 	if _, err := s.store.Alias(name.account, name.region, name.name); errors.Is(err, keystore.ErrNotFound) {
+		s.aliases.Invalidate(name) // who removed it may not have done so yet
 		return aliasNotFound(name)
 	}
 	target, err := x.aliasTargetKey(in.TargetKeyId)
@@ -140,6 +141,7 @@ func deleteAlias(x *exchange, in *wire.DeleteAliasRequest) error {
 	for range commitRetries {
 		a, err := s.store.Alias(name.account, name.region, name.name)
 		if errors.Is(err, keystore.ErrNotFound) {
+			s.aliases.Invalidate(name) // who removed it may not have done so yet
 			return aliasNotFound(name)
 		} else if err != nil {
 			return err

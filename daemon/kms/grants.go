@@ -101,6 +101,7 @@ func createGrant(x *exchange, in *wire.CreateGrantRequest) error {
 		}
 		if state, ok := parseState(rec.State); ok {
 			if err := x.row.states.check(state, v.arn); err != nil {
+				s.dropView(v.ref) // see updateKey
 				return err
 			}
 		}

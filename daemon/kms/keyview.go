@@ -191,6 +191,7 @@ func (s *Service) newHandle(v *keyView) engine.Key {
 		}
 		if state, ok := parseState(rec.State); ok {
 			if err := cryptography.check(state, v.arn); err != nil {
+				s.dropView(v.ref) // see updateKey
 				return nil, err
 			}
 		}
@@ -238,10 +239,12 @@ func (s *Service) dropHandle(v *keyView) {
 // updateKey changes the record of the key behind v: change is given a copy to
 // alter, and the transaction for further records. It is tried again on the
 // newest record when another request changed the key first, after the row's
-// state rule passed on that record too. The views it makes stale are dropped
-// before it returns.
+// state rule passed on that record too. The view is dropped before it returns, also
+// when it refuses: what made the record differ from the view may be a request that
+// has not dropped it yet, and nobody who comes after this answer may see less.
 func (x *exchange) updateKey(v *keyView, change func(k *keystore.Key, t *keystore.Txn) error) error {
 	s := x.svc
+	defer s.dropView(v.ref)
 	for range commitRetries {
 		rec, err := s.store.Key(v.ref)
 		if errors.Is(err, keystore.ErrNotFound) || err == nil && rec.Destroying {
@@ -265,7 +268,6 @@ func (x *exchange) updateKey(v *keyView, change func(k *keystore.Key, t *keystor
 		if err = commit(t); errors.Is(err, keystore.ErrConflict) {
 			continue
 		}
-		s.dropView(v.ref)
 		return err
 	}
 	return errBusy

@@ -251,6 +251,7 @@ func (x *exchange) currentPrimary(v *keyView) (*keystore.Key, error) {
 		return nil, fmt.Errorf("record of %s has state %q", v.arn, rec.State)
 	}
 	if err := x.row.states.check(state, v.arn); err != nil {
+		x.svc.dropView(v.ref) // see updateKey
 		return nil, err
 	}
 	return rec, multiRegionPrimary(rec, v.arn)

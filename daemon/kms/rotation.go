@@ -327,6 +327,7 @@ func (x *exchange) rotateOnDemand(v *keyView) error {
 			return err
 		}
 		if err := x.row.states.check(now.at(x.now).state, v.arn); err != nil {
+			s.dropView(v.ref) // see updateKey
 			return err
 		}
 		if err := onlyPrimary(now); err != nil {
