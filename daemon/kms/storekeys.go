@@ -62,13 +62,17 @@ func (x *exchange) keyStoreFor(in *wire.CreateKeyRequest, spec engine.Spec, usag
 			return nil, wire.NewError(wire.UnsupportedOperationException, "A KMS key in the custom key store %s can only have KeySpec %s.", st.name.id, engine.SymmetricDefault)
 		}
 		if d := st.device.Load(); !ok || d != nil && !holds(d, kind) {
-			return nil, wire.NewError(wire.UnsupportedOperationException, "The token of the custom key store %s has no mechanism for KeySpec %s with KeyUsage %s.", st.name.id, spec, usage)
+			return nil, noMechanism(st, spec, usage)
 		}
 	}
 	if !st.connected() {
 		return nil, storeInvalidState("The custom key store %s is %s; connect it first.", st.name.id, st.state())
 	}
 	return st, nil
+}
+
+func noMechanism(st *keyStore, spec engine.Spec, usage engine.Usage) error {
+	return wire.NewError(wire.UnsupportedOperationException, "The token of the custom key store %s has no mechanism for KeySpec %s with KeyUsage %s.", st.name.id, spec, usage)
 }
 
 func holds(d *device, kind hsm.TokenKeySpec) bool {
@@ -119,6 +123,9 @@ func (x *exchange) makeIn(st *keyStore, rec *keystore.Key, in *wire.CreateKeyReq
 	public, err := d.token.GenerateKey(ctx, object, kind, arn)
 	if err != nil {
 		undo()
+		if errors.Is(err, hsm.ErrMechanism) {
+			return nil, nothing, noMechanism(st, spec, usage)
+		}
 		x.svc.log.Error("a token did not make a key", "custom_key_store", st.name.id, "request_id", string(x.id[:]), "error", err)
 		return nil, nothing, storeInvalidState("The token of the custom key store %s could not make a key: %s.", st.name.id, tokenTrouble(err))
 	}
@@ -184,7 +191,10 @@ func (s *Service) stillUsable(ref keystore.Ref, arn string) error {
 		return err
 	}
 	if state, ok := parseState(rec.State); ok {
-		return cryptography.check(state, arn)
+		if err := cryptography.check(state, arn); err != nil {
+			s.dropView(ref) // see updateKey
+			return err
+		}
 	}
 	return nil
 }
