@@ -73,7 +73,7 @@ var tokenMechs = [numAlgorithms]hsm.TokenMech{
 	AlgPSSSHA256: hsm.TokenPSSSHA256, AlgPSSSHA384: hsm.TokenPSSSHA384, AlgPSSSHA512: hsm.TokenPSSSHA512,
 	AlgPKCS1SHA256: hsm.TokenPKCS1SHA256, AlgPKCS1SHA384: hsm.TokenPKCS1SHA384, AlgPKCS1SHA512: hsm.TokenPKCS1SHA512,
 	AlgECDSASHA256: hsm.TokenECDSA, AlgECDSASHA384: hsm.TokenECDSA, AlgECDSASHA512: hsm.TokenECDSA,
-	AlgHMACSHA224: hsm.TokenMAC, AlgHMACSHA256: hsm.TokenMAC, AlgHMACSHA384: hsm.TokenMAC, AlgHMACSHA512: hsm.TokenMAC,
+	AlgHMACSHA224: hsm.TokenHMACSHA224, AlgHMACSHA256: hsm.TokenHMACSHA256, AlgHMACSHA384: hsm.TokenHMACSHA384, AlgHMACSHA512: hsm.TokenHMACSHA512,
 }
 
 // TokenMaterialID names the material of a key that lives in a token. It cannot
@@ -177,7 +177,7 @@ func (k *token) check(op *Op) error {
 		return ErrInvalidCiphertext
 	case op.Verb == DeriveSecret:
 		return ErrIncompatible
-	case len(op.In) > hsm.MaxTokenInput && tokenMechs[op.Alg] == hsm.TokenMAC:
+	case len(op.In) > hsm.MaxTokenInput && k.spec.HMAC():
 		return fmt.Errorf("engine: a message of %d bytes for a key in a token (at most %d)", len(op.In), hsm.MaxTokenInput)
 	}
 	return nil

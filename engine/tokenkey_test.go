@@ -58,7 +58,7 @@ func (f *fakeToken) one(op *hsm.TokenOp) ([]byte, error) {
 			err = hsm.ErrBadCiphertext
 		}
 		return out, err
-	case hsm.TokenMAC:
+	case hsm.TokenHMACSHA384:
 		return f.mac(op.In), nil
 	case hsm.TokenECDSA:
 		r, s, err := ecdsa.Sign(rand.Reader, f.ec, op.In)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/iotest"
 
@@ -106,6 +107,10 @@ func FuzzChildFrames(f *testing.F) {
 	f.Add(frame(10, append(id, 0, 1, 0, 3, 'a', 'b', 'c')...))
 	f.Add(frame(11, 0, 2, 0, 0, 0, 32, 0, 0, 4, 0))
 	f.Add(frame(14, 0, 0, 0, 0, 0, 3, 'k', 'e', 'k'))
+	f.Add(frame(16, []byte("1234")...))
+	f.Add(frame(17, append(id, 1, 0, 3, 'a', 'r', 'n')...))
+	f.Add(append(frame(18, id...), frame(19, id...)...))
+	f.Add(frame(20, slices.Concat([]byte{0, 2}, id, []byte{1, 0, 1, 'p', 0, 2, 'a', 'd'}, id, []byte{2, 0, 3, 1, 12, 0, 0, 0})...))
 	f.Add([]byte{0, 15, 255, 255})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		whole := hsm.CheckFrames(bytes.NewReader(b))

@@ -84,7 +84,7 @@ type childRoot struct {
 }
 
 // openChild starts the first child; its errors are OpenPKCS11's own.
-func openChild(cfg PKCS11Config) (Root, error) {
+func openChild(cfg PKCS11Config) (*childRoot, error) {
 	r := &childRoot{
 		cfg: cfg, slots: make(chan struct{}, maxRequests), quit: make(chan struct{}), finished: make(chan struct{}),
 		changed: make(chan struct{}),
@@ -249,7 +249,7 @@ func (r *childRoot) live(ctx context.Context, limit <-chan time.Time) (*child, e
 			if why == nil {
 				why = errors.New("it is being started")
 			}
-			return nil, fmt.Errorf("%w: no HSM process for %v: %v", ErrBusy, r.cfg.Timeout, why)
+			return nil, fmt.Errorf("%w: no HSM process for %v: %w", ErrBusy, r.cfg.Timeout, why)
 		}
 	}
 }
@@ -518,8 +518,11 @@ func (r *childRoot) Info() Info {
 }
 
 func (r *childRoot) Close() error {
-	r.closeOnce.Do(func() { close(r.quit) })
-	<-r.finished
+	r.closeOnce.Do(func() {
+		close(r.quit)
+		<-r.finished
+		r.cfg.pin.Wipe()
+	})
 	return nil
 }
 
@@ -564,13 +567,16 @@ func newChild(cfg *PKCS11Config, cmd *exec.Cmd, conn net.Conn, exited chan struc
 // greet says hello and waits for ready, whose body it decodes.
 func (c *child) greet(cfg *PKCS11Config, inspect bool, into any) error {
 	hello, err := json.Marshal(childHello{
-		Version: protocolVersion, Inspect: inspect, Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial,
+		Version: protocolVersion, Inspect: inspect, Keys: cfg.pin != nil, Module: cfg.Module, TokenLabel: cfg.TokenLabel, TokenSerial: cfg.TokenSerial,
 		PINFile: cfg.PINFile, Sessions: cfg.Sessions, Timeout: int64(cfg.Timeout), StartTimeout: int64(cfg.StartTimeout),
 	})
 	if err != nil {
 		return err
 	}
 	c.out.send(endFrame(append(beginFrame(nil, kindHello, 0), hello...)))
+	if pin := cfg.pin.bytes(); pin != nil {
+		c.out.send(endFrame(append(beginFrame(make([]byte, 0, frameHead+len(pin)), kindPIN, 0), pin...)))
+	}
 	// The child bounds its start itself; this is for one that does not get so far.
 	if err := c.conn.SetReadDeadline(time.Now().Add(cfg.StartTimeout + closeAllowance)); err != nil {
 		return err

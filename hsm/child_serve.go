@@ -44,6 +44,18 @@ func ServeChild(conn net.Conn) error {
 		Module: hello.Module, TokenLabel: hello.TokenLabel, TokenSerial: hello.TokenSerial, PINFile: hello.PINFile, Sessions: hello.Sessions,
 		Timeout: time.Duration(hello.Timeout), StartTimeout: time.Duration(hello.StartTimeout), Logger: slog.New(childLog{out: s.out}),
 	}
+	if hello.Keys {
+		kind, _, body, err := in.next()
+		if err != nil {
+			return err
+		}
+		if kind != kindPIN || len(body.b) == 0 || len(body.b) > maxPIN {
+			return fmt.Errorf("%w: no PIN after hello", errProtocol)
+		}
+		if cfg.pin, err = holdPIN(append(make([]byte, 0, len(body.b)), body.b...)); err != nil {
+			return err
+		}
+	}
 	fail := func(err error) error {
 		s.out.send(endFrame(appendError(beginFrame(nil, kindFailed, 0), err)))
 		return err
@@ -96,6 +108,7 @@ type childServer struct {
 // A device is a token whose module is in this process.
 type device interface {
 	Root
+	TokenKeys
 	// begin does tasks, whose inputs it takes over, for a group of one or more.
 	begin(g *group, all []work)
 }
@@ -139,9 +152,10 @@ func (s *childServer) read(in *frameReader) error {
 			}
 			continue
 		}
-		if kind == kindEncrypt || kind == kindDecrypt {
+		switch kind {
+		case kindEncrypt, kindDecrypt, kindUse:
 			err = s.batch(kind, id, body)
-		} else {
+		default:
 			err = s.single(kind, id, body)
 		}
 		if err != nil {
@@ -193,17 +207,9 @@ func (s *childServer) single(kind frameKind, id uint64, body *cursor) error {
 // batch queues a batch. Nobody waits for it here: the worker who has the last result makes
 // the answer and writes it.
 func (s *childServer) batch(kind frameKind, id uint64, body *cursor) error {
-	key, inputs := body.domainKey(), body.strings()
+	all := batchWork(kind, body)
 	if !body.end() {
 		return fmt.Errorf("%w: a request of kind %d", errProtocol, kind)
-	}
-	task, check := taskEncrypt, checkKEK
-	if kind == kindDecrypt {
-		task, check = taskDecrypt, checkWrapped
-	}
-	all := make([]work, len(inputs))
-	for i, in := range inputs {
-		all[i] = work{kind: task, id: key, in: append(make([]byte, 0, len(in)), in...), err: check(in)}
 	}
 	g := newGroup(len(all), func(results []work) { s.answered(id, batchAnswer(id, results)) })
 	if err := s.register(id, func() { g.leave(context.Canceled) }); err != nil {
@@ -215,6 +221,29 @@ func (s *childServer) batch(kind frameKind, id uint64, body *cursor) error {
 	}
 	s.root.begin(g, all)
 	return nil
+}
+
+// batchWork makes tasks of a batch. One that nothing could be done about has its error
+// already.
+func batchWork(kind frameKind, body *cursor) (all []work) {
+	task, check := taskEncrypt, checkKEK
+	switch kind {
+	case kindUse:
+		for _, op := range body.ops() {
+			w := op.work()
+			w.err = op.check()
+			all = append(all, w)
+		}
+		return all
+	case kindDecrypt:
+		task, check = taskDecrypt, checkWrapped
+	}
+	key, inputs := body.domainKey(), body.strings()
+	all = make([]work, len(inputs))
+	for i, in := range inputs {
+		all[i] = work{kind: task, id: key, in: append(make([]byte, 0, len(in)), in...), err: check(in)}
+	}
+	return all
 }
 
 // batchAnswer makes the answer to a batch and wipes the results.
@@ -265,6 +294,22 @@ func (s *childServer) request(kind frameKind, body *cursor) func(context.Context
 		return func(ctx context.Context, id uint64) []byte {
 			return appendError(answer(id), s.root.DestroyDomainKey(ctx, key))
 		}
+	case kindGenerate:
+		key, spec, label := body.tokenKey(), TokenKeySpec(body.u8()), string(body.string())
+		return func(ctx context.Context, id uint64) []byte {
+			public, err := s.root.GenerateKey(ctx, key, spec, label)
+			b := appendError(answer(id), err)
+			if err == nil {
+				b = appendString(b, public)
+			}
+			return b
+		}
+	case kindFind:
+		key := body.tokenKey()
+		return func(ctx context.Context, id uint64) []byte { return appendError(answer(id), s.root.Check(ctx, key)) }
+	case kindRemove:
+		key := body.tokenKey()
+		return func(ctx context.Context, id uint64) []byte { return appendError(answer(id), s.root.Destroy(ctx, key)) }
 	case kindRandom:
 		return s.random(body.lengths())
 	case kindInfo:

@@ -293,6 +293,10 @@ func TestSilentChild(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "it stops", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err == nil && bytes.Contains(b, []byte(") T "))
+	})
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	if it := decryptOne(r, ctx, id, wraps[0]); !errors.Is(it.Err, hsm.ErrTimeout) {
@@ -325,15 +329,7 @@ func TestChildProcess(t *testing.T) {
 	dir.Config.Child = hsmtest.Child
 	r := openToken(t, dir.Config)
 	pid := r.Info().Process
-	for _, file := range []string{"cmdline", "environ"} {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if bytes.Contains(b, []byte(dir.PIN())) {
-			t.Errorf("the PIN is in its %s", file)
-		}
-	}
+	checkProcess(t, pid, dir.PIN())
 	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid)); err != nil || !bytes.Contains(b, []byte("softhsm")) {
 		t.Errorf("the module is not in the child: %v", err)
 	}
@@ -345,6 +341,20 @@ func TestChildProcess(t *testing.T) {
 	}
 	if it := decryptOne(r, context.Background(), hsm.DomainKeyID{}, append([]byte{1, 2, 12}, make([]byte, 60)...)); !errors.Is(it.Err, hsm.ErrClosed) {
 		t.Errorf("after Close: %v", it.Err)
+	}
+}
+
+// checkProcess looks for the PIN where others can see it.
+func checkProcess(t *testing.T, pid int, pin string) {
+	t.Helper()
+	for _, file := range []string{"cmdline", "environ"} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(pin)) {
+			t.Errorf("the PIN is in its %s", file)
+		}
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"os/exec"
 	"time"
+
+	"keymill/hsm/arena"
 )
 
 // Defaults of PKCS11Config.
@@ -21,6 +23,9 @@ const (
 	DefaultStartTimeout = 60 * time.Second
 
 	maxSessions = 1024
+
+	// maxPIN bounds the PIN: PKCS#11 PINs are short, a passphrase is not long.
+	maxPIN = 1024
 )
 
 // PKCS11Config says which token is the root of trust.
@@ -50,6 +55,41 @@ type PKCS11Config struct {
 	// Logger receives lost sessions, logins and calls that hang; nil means
 	// slog.Default().
 	Logger *slog.Logger
+
+	// pin is the PIN of OpenToken, in place of PINFile. That it is there makes the token
+	// one for keys of users and not a root.
+	pin *heldPIN
+}
+
+// A heldPIN is a PIN in locked memory for as long as a token is open. A nil one has no
+// bytes.
+type heldPIN struct{ secret *arena.Secret }
+
+func (p *heldPIN) bytes() []byte {
+	if p == nil {
+		return nil
+	}
+	return p.secret.Bytes()
+}
+
+// holdPIN moves a PIN to locked memory and wipes the slice.
+func holdPIN(pin []byte) (*heldPIN, error) {
+	if len(pin) == 0 || len(pin) > maxPIN {
+		arena.Wipe(pin)
+		return nil, fmt.Errorf("%w: a PIN of %d bytes (want 1 to %d)", ErrPINIncorrect, len(pin), maxPIN)
+	}
+	secret, err := arena.From(pin)
+	if err != nil {
+		return nil, err
+	}
+	return &heldPIN{secret}, nil
+}
+
+// Wipe may be called on nil.
+func (p *heldPIN) Wipe() {
+	if p != nil {
+		p.secret.Wipe()
+	}
 }
 
 // Validate fills in defaults and refuses what cannot work.
@@ -71,7 +111,7 @@ func (c *PKCS11Config) Validate() error {
 		return errors.New("no PKCS#11 module given (--hsm-module)")
 	case c.TokenLabel == "" && c.TokenSerial == "":
 		return errors.New("no token given (--hsm-token)")
-	case c.PINFile == "":
+	case c.PINFile == "" && c.pin == nil:
 		return errors.New("no PIN file given (--hsm-pin-file)")
 	case c.Sessions < 0 || c.Sessions > maxSessions:
 		return fmt.Errorf("%d token sessions (want 1 to %d)", c.Sessions, maxSessions)

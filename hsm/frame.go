@@ -29,6 +29,7 @@ import (
 //
 //	kind       from    id       body
 //	hello      parent  0        JSON childHello; the first frame, and sent once
+//	pin        parent  0        the PIN; follows hello when that says so
 //	ready      child   0        JSON Info (or Report, when hello asked for that)
 //	failed     child   0        error; the child then ends
 //	log        child   0        JSON logLine, at any time, also before ready
@@ -39,13 +40,21 @@ import (
 //	destroy    parent  request  domain key, 16
 //	encrypt    parent  request  domain key, 16; strings
 //	decrypt    parent  request  domain key, 16; strings
+//	generate   parent  request  token key, 16; 1 TokenKeySpec; string, the label
+//	find       parent  request  token key, 16
+//	remove     parent  request  token key, 16
+//	use        parent  request  2 count (at most maxItems), then each: token key, 16;
+//	                            1 TokenMech; string, the input; string, associated data
 //	random     parent  request  2 count, then 4 length each; at most maxRandom in all
 //	info       parent  request  empty
 //	cancel     parent  request  empty: nobody waits for this request any more
 //	answer     child   request  by the request's kind:
 //	             create           error, then domain key, 16, when there is none
 //	             check, destroy   error
-//	             encrypt, decrypt each item: error, then a string when there is none
+//	             generate         error, then a string, the public key, when there is none
+//	             find, remove     error
+//	             encrypt, decrypt, use
+//	                              each item: error, then a string when there is none
 //	             random           error, then the bytes one after the other
 //	             info             JSON Info
 //
@@ -68,7 +77,7 @@ import (
 // one user, as private as the pipe between a process and itself. Frames are wiped on
 // both sides once they are written or consumed.
 const (
-	protocolVersion = 1
+	protocolVersion = 2
 
 	frameHead   = 4 + 1 + 8
 	maxFrame    = 1 << 20
@@ -96,13 +105,20 @@ const (
 	kindCancel
 	kindAnswer
 	kindDestroy
+	kindPIN
+	kindGenerate
+	kindFind
+	kindRemove
+	kindUse
 )
 
 // childHello is what the child is told. The PIN is not in it, nor on the command line:
-// the child reads the file at each login, so that the daemon never holds the PIN.
+// of a root, the child reads the file at each login, so that the daemon never holds the
+// PIN; that of OpenToken comes in a frame of its own, which needs no encoding.
 type childHello struct {
 	Version      int
 	Inspect      bool // answer with a Report and end
+	Keys         bool // open it for keys of users; the PIN follows
 	Module       string
 	TokenLabel   string
 	TokenSerial  string
@@ -125,6 +141,7 @@ var wireErrors = [...]error{
 	ErrNoDomainKey, ErrDuplicateDomainKey, ErrWeakDomainKey, ErrDomainKeyUsedUp, ErrBadWrapped, ErrBadItem,
 	ErrModule, ErrTokenMissing, ErrTokenLocked, ErrPINIncorrect, ErrPINFile, ErrMechanism, ErrToken, ErrDevice,
 	ErrSession, ErrTimeout, ErrBusy, ErrClosed, context.Canceled, context.DeadlineExceeded,
+	ErrNoTokenKey, ErrDuplicateTokenKey, ErrWeakTokenKey, ErrBadCiphertext, ErrTokenInput,
 }
 
 const otherError = 1 << 31
@@ -197,11 +214,23 @@ func (c *cursor) u16() int {
 	return 0
 }
 
+func (c *cursor) u8() byte {
+	if b := c.take(1); b != nil {
+		return b[0]
+	}
+	return 0
+}
+
 func (c *cursor) u32() uint32 {
 	if b := c.take(4); b != nil {
 		return binary.BigEndian.Uint32(b)
 	}
 	return 0
+}
+
+func (c *cursor) tokenKey() (id TokenKeyID) {
+	copy(id[:], c.take(len(id)))
+	return id
 }
 
 func (c *cursor) domainKey() (id DomainKeyID) {
@@ -240,6 +269,20 @@ func (c *cursor) strings() [][]byte {
 	return all
 }
 
+// ops reads what use asks for, as views.
+func (c *cursor) ops() []TokenOp {
+	n := c.u16()
+	if n > maxItems {
+		c.bad = true
+		return nil
+	}
+	all := make([]TokenOp, 0, n)
+	for range n {
+		all = append(all, TokenOp{Key: c.tokenKey(), Mech: TokenMech(c.u8()), In: c.string(), AAD: c.string()})
+	}
+	return all
+}
+
 // lengths reads what random asks for.
 func (c *cursor) lengths() []int {
 	n, total := c.u16(), 0
@@ -269,7 +312,8 @@ func (c *cursor) items(items []Item) {
 		it := &items[i]
 		it.Out = nil
 		if it.Err = c.error(); it.Err == nil {
-			it.Out = append(make([]byte, 0, MaxWrapped), c.string()...)
+			s := c.string()
+			it.Out = append(make([]byte, 0, len(s)), s...)
 		}
 	}
 }
@@ -497,8 +541,18 @@ func CheckFrames(r io.Reader) error {
 			continue // JSON
 		case kindFailed:
 			body.error()
-		case kindCheck, kindDestroy:
+		case kindCheck, kindDestroy, kindFind, kindRemove:
 			body.domainKey()
+		case kindPIN:
+			body.take(min(len(body.b), maxPIN))
+		case kindGenerate:
+			body.tokenKey()
+			body.u8()
+			body.string()
+		case kindUse:
+			for _, op := range body.ops() {
+				_ = op.check()
+			}
 		case kindEncrypt, kindDecrypt:
 			body.domainKey()
 			body.strings()

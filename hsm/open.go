@@ -1,11 +1,5 @@
 package hsm
 
-import (
-	"fmt"
-
-	"keymill/hsm/arena"
-)
-
 // OpenPKCS11 opens the root of trust in a PKCS#11 token: it loads the module (in a
 // process of its own when cfg.Child is set), finds the token, logs in, and chooses a
 // mechanism by a self test. The error says which of these failed and what would help;
@@ -14,10 +8,14 @@ func OpenPKCS11(cfg PKCS11Config) (Root, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	if cfg.Child != nil {
-		return openChild(cfg)
+	if cfg.Child == nil {
+		return openModuleHere(cfg)
 	}
-	return openModuleHere(cfg)
+	r, err := openChild(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // Inspect looks at a module and a token as OpenPKCS11 would and reports what it finds.
@@ -41,6 +39,22 @@ func Inspect(cfg PKCS11Config) (*Report, error) {
 // The errors are those of OpenPKCS11, most of all ErrTokenMissing, ErrPINIncorrect and
 // ErrTokenLocked.
 func OpenToken(cfg PKCS11Config, pin []byte) (TokenKeys, error) {
-	arena.Wipe(pin)
-	return nil, fmt.Errorf("%w: keys in tokens are not served", ErrModule)
+	held, err := holdPIN(pin)
+	if err != nil {
+		return nil, err
+	}
+	cfg.pin = held
+	if err := cfg.Validate(); err != nil {
+		held.Wipe()
+		return nil, err
+	}
+	if cfg.Child == nil {
+		return openModuleHere(cfg) // which wipes the PIN when it fails
+	}
+	r, err := openChild(cfg)
+	if err != nil {
+		held.Wipe()
+		return nil, err
+	}
+	return r, nil
 }

@@ -45,6 +45,11 @@ func openModuleHere(cfg PKCS11Config) (device, error) {
 
 // start does everything that enters the module.
 func (r *pkcs11Root) start() (err error) {
+	defer func() {
+		if err != nil {
+			r.cfg.pin.Wipe()
+		}
+	}()
 	m, err := openModule(r.cfg.Module)
 	if err != nil {
 		return err
@@ -72,11 +77,17 @@ func (r *pkcs11Root) start() (err error) {
 	if err != nil {
 		return err
 	}
-	if !found.ok {
+	if r.cfg.pin != nil {
+		if r.about.Keys, err = first.holds(st.slot, found); err != nil {
+			return err
+		}
+	} else if !found.ok {
 		return fmt.Errorf("%w: %s:\n%s", ErrMechanism, r.cfg.tokenName(), found.why())
 	}
-	r.kind = found.kind
-	r.t.methods[found.kind].Store(&found.method)
+	if found.ok {
+		r.kind = found.kind
+		r.t.methods[found.kind].Store(&found.method)
+	}
 	r.rng = st.Flags&pkcs11.CKF_RNG != 0
 	// Sessions are opened now, so that a token with few of them is known as one. One
 	// stays free for creating domain keys, which needs a read-write session.
@@ -94,7 +105,9 @@ func (r *pkcs11Root) start() (err error) {
 		open[len(open)-1].close()
 		open = open[:len(open)-1]
 	}
+	keys := r.about.Keys
 	r.about = r.describe(m, st, found.method)
+	r.about.Keys = keys
 	if len(open) < r.cfg.Sessions {
 		r.about.Notices = append(r.about.Notices, fmt.Sprintf("the token gives %d sessions of the %d asked for", len(open), r.cfg.Sessions))
 	}
@@ -125,6 +138,9 @@ func (r *pkcs11Root) describe(m *module, st slotToken, chosen method) Info {
 	if lib, err := m.GetInfo(); err == nil {
 		info.Library = libraryName(lib)
 	}
+	if r.cfg.pin != nil {
+		info.Mechanism = ""
+	}
 	if schemeKind(chosen.scheme) == kindRSA {
 		info.Notices = append(info.Notices, "the token encrypts key-encryption keys with RSA: whoever has its public key can make new ones, and unwrapping is slow")
 	}
@@ -141,6 +157,7 @@ type discovery struct {
 	kind   kind
 	method method
 	ok     bool
+	aad    bool // GCM with associated data works; looked at for OpenToken only
 	rows   []Candidate
 }
 
@@ -164,7 +181,7 @@ func (s *session) discover(slot uint) (discovery, error) {
 	for k, generator := range [numKinds]uint{kindAES: pkcs11.CKM_AES_KEY_GEN, kindRSA: pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN} {
 		var rows []Candidate
 		switch _, can := offers[generator]; {
-		case d.ok:
+		case d.ok || s.t.cfg.pin != nil && kind(k) != kindAES:
 			rows = allRows(kind(k), offers, "not needed")
 		case !can:
 			rows = allRows(kind(k), offers, "the token cannot generate a key for it")
@@ -172,6 +189,9 @@ func (s *session) discover(slot uint) (discovery, error) {
 			err = s.withScratch(kind(k), func(key domainKey) (err error) {
 				d.kind = kind(k)
 				d.method, d.ok, rows, err = s.choose(key, offers)
+				if err == nil && d.ok && d.method.scheme == schemeGCM && s.t.cfg.pin != nil {
+					d.aad, err = s.trialAAD(key, d.method)
+				}
 				return err
 			})
 			if err != nil && Classify(err) != Fatal {
@@ -204,7 +224,8 @@ func (s *session) offers(slot uint) (map[uint]pkcs11.MechanismInfo, error) {
 	}
 	offers := map[uint]pkcs11.MechanismInfo{}
 	for _, mech := range list {
-		if !slices.ContainsFunc(mechanismsOfInterest, func(i namedMechanism) bool { return i.mechanism == mech.Mechanism }) {
+		if !slices.ContainsFunc(mechanismsOfInterest, func(i namedMechanism) bool { return i.mechanism == mech.Mechanism }) &&
+			!slices.Contains(tokenKeyMechanisms, mech.Mechanism) {
 			continue
 		}
 		info, err := s.m.GetMechanismInfo(slot, []*pkcs11.Mechanism{mech})
@@ -273,23 +294,29 @@ func (s *session) wrapVerified(k domainKey, kek []byte) ([]byte, error) {
 // ciphertext's fault or the device's: it is the ciphertext's when it fails twice and
 // another one, made on the spot, opens.
 func (s *session) unwrapVerdict(k domainKey, w wrapped) ([]byte, error) {
-	isAmbiguous := func(err error) bool {
-		var d errOnce
-		return errors.As(err, &d) && ambiguous(err)
+	return verdict(func() ([]byte, error) { return s.unwrap(k, w) }, func() error {
+		probe := make([]byte, KEKSize)
+		rand.Read(probe)
+		_, err := s.wrapVerified(k, probe)
+		return err
+	}, ErrBadWrapped)
+}
+
+// verdict has try decrypt. When it fails twice in a way that may be the ciphertext's fault
+// or the device's, alive decides: nil means that the ciphertext is bad.
+func verdict(try func() ([]byte, error), alive func() error, bad error) ([]byte, error) {
+	var err error
+	for range 2 {
+		var out []byte
+		var once errOnce
+		if out, err = try(); !errors.As(err, &once) || !ambiguous(err) {
+			return out, err
+		}
 	}
-	kek, err := s.unwrap(k, w)
-	if !isAmbiguous(err) {
-		return kek, err
-	}
-	if kek, err = s.unwrap(k, w); !isAmbiguous(err) {
-		return kek, err
-	}
-	probe := make([]byte, KEKSize)
-	rand.Read(probe)
-	if _, perr := s.wrapVerified(k, probe); perr != nil {
+	if perr := alive(); perr != nil {
 		return nil, perr
 	}
-	return nil, fmt.Errorf("%w (the token says: %v)", ErrBadWrapped, err)
+	return nil, fmt.Errorf("%w (the token says: %v)", bad, err)
 }
 
 func (r *pkcs11Root) CreateDomainKey(ctx context.Context) (DomainKeyID, error) {
@@ -316,7 +343,7 @@ func (r *pkcs11Root) createIn(s *session) (id DomainKeyID, err error) {
 	if err != nil {
 		return id, err
 	}
-	err = s.checkAttributes(k)
+	err = s.checkGuarded(k.dec, k.id, ErrWeakDomainKey)
 	if err == nil {
 		// By its ID, as every later use will find it.
 		k, err = s.key(id)
@@ -440,8 +467,11 @@ func workThrough(s *session, all []work) {
 	}
 }
 
-// do wraps or unwraps one KEK.
+// do wraps or unwraps one KEK, or uses a key that lives in the token.
 func (s *session) do(t *work) error {
+	if t.kind == taskUse {
+		return s.use(t)
+	}
 	k, err := s.key(t.id)
 	if err != nil {
 		return err
@@ -537,6 +567,11 @@ func (r *pkcs11Root) Info() Info {
 }
 
 func (r *pkcs11Root) Close() error {
-	r.closeOnce.Do(func() { r.pool.close(r.t.m.release) })
+	r.closeOnce.Do(func() {
+		r.pool.close(func() {
+			r.t.m.release()
+			r.cfg.pin.Wipe()
+		})
+	})
 	return nil
 }

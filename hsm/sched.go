@@ -56,15 +56,19 @@ type taskKind uint8
 const (
 	taskEncrypt taskKind = iota
 	taskDecrypt
+	taskUse    // of a key that lives in the token
 	taskRandom // in is nil, out is filled
 )
 
 // work is what a session does for one task, in memory of the job's own.
 type work struct {
 	kind    taskKind
-	id      DomainKeyID
+	id      [16]byte // of the key
 	in, out []byte
 	err     error
+
+	mech TokenMech // taskUse
+	aad  []byte    // taskUse
 
 	left *atomic.Bool // nobody waits for it any more: need not be done
 }

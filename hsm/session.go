@@ -22,6 +22,7 @@ type session struct {
 	open bool
 	sh   pkcs11.SessionHandle
 	keys map[DomainKeyID]domainKey
+	held heldKeys // tokenkey_use.go
 }
 
 func newSession(t *token, tick func()) *session {
@@ -38,14 +39,14 @@ func (s *session) ensure() error {
 	if err != nil {
 		return err
 	}
-	s.open, s.sh, s.keys = true, sh, map[DomainKeyID]domainKey{}
+	s.open, s.sh, s.keys, s.held = true, sh, map[DomainKeyID]domainKey{}, heldKeys{}
 	return nil
 }
 
 // close implements conn.
 func (s *session) close() {
 	if s.open {
-		s.open, s.keys = false, nil
+		s.open, s.keys, s.held = false, nil, heldKeys{}
 		s.tick()
 		s.t.closeSession(s.sh)
 	}
@@ -54,7 +55,7 @@ func (s *session) close() {
 // drop ends the session after err.
 func (s *session) drop(err error) {
 	if s.open && lost(err) {
-		s.open, s.keys = false, nil
+		s.open, s.keys, s.held = false, nil, heldKeys{}
 		s.t.forgetSession(s.sh)
 		return
 	}
@@ -89,7 +90,7 @@ func (s *session) key(id DomainKeyID) (domainKey, error) {
 	if err != nil {
 		return domainKey{}, err
 	}
-	if err := s.checkAttributes(k); err != nil {
+	if err := s.checkGuarded(k.dec, k.id, ErrWeakDomainKey); err != nil {
 		return domainKey{}, err
 	}
 	s.keys[id] = k
@@ -98,25 +99,28 @@ func (s *session) key(id DomainKeyID) (domainKey, error) {
 
 // find searches for a secret key with this ID, then for an RSA pair.
 func (s *session) find(id DomainKeyID) (domainKey, error) {
-	secret, err := s.findOne(id, pkcs11.CKO_SECRET_KEY)
+	missing, several := ErrNoDomainKey, ErrDuplicateDomainKey
+	secret, err := s.findOne(id, pkcs11.CKO_SECRET_KEY, missing, several)
 	if err == nil {
 		return domainKey{id, kindAES, secret, secret}, nil
 	}
 	if !errors.Is(err, ErrNoDomainKey) {
 		return domainKey{}, err
 	}
-	private, err := s.findOne(id, pkcs11.CKO_PRIVATE_KEY)
+	private, err := s.findOne(id, pkcs11.CKO_PRIVATE_KEY, missing, several)
 	if err != nil {
 		return domainKey{}, err
 	}
-	public, err := s.findOne(id, pkcs11.CKO_PUBLIC_KEY)
+	public, err := s.findOne(id, pkcs11.CKO_PUBLIC_KEY, missing, several)
 	if err != nil {
 		return domainKey{}, err
 	}
 	return domainKey{id, kindRSA, public, private}, nil
 }
 
-func (s *session) findOne(id DomainKeyID, class uint) (pkcs11.ObjectHandle, error) {
+// findOne finds the object of a class with this CKA_ID; the errors say that there is none,
+// and that there are several.
+func (s *session) findOne(id [16]byte, class uint, missing, several error) (pkcs11.ObjectHandle, error) {
 	for attempt := 0; ; attempt++ {
 		found, err := s.findAll([]*pkcs11.Attribute{
 			pkcs11.NewAttribute(pkcs11.CKA_CLASS, class),
@@ -134,9 +138,9 @@ func (s *session) findOne(id DomainKeyID, class uint) (pkcs11.ObjectHandle, erro
 			// during the search and renewed by another worker before the look.
 			continue
 		case len(found) == 0:
-			return 0, fmt.Errorf("%w: %s on %s", ErrNoDomainKey, id, s.t.cfg.tokenName())
+			return 0, fmt.Errorf("%w: %x on %s", missing, id, s.t.cfg.tokenName())
 		case len(found) > 1:
-			return 0, fmt.Errorf("%w: %s on %s; delete the copy with the vendor's tool", ErrDuplicateDomainKey, id, s.t.cfg.tokenName())
+			return 0, fmt.Errorf("%w: %x on %s; delete the copy with the vendor's tool", several, id, s.t.cfg.tokenName())
 		}
 		return found[0], nil
 	}
@@ -179,9 +183,9 @@ func (s *session) flag(o pkcs11.ObjectHandle, attribute uint) (value, known bool
 	return a[0].Value[0] != 0, true
 }
 
-// checkAttributes refuses a domain key that could leave the token. An attribute the
-// token does not tell is not held against it.
-func (s *session) checkAttributes(k domainKey) error {
+// checkGuarded refuses, with the error weak, a key that could leave the token. An
+// attribute the token does not tell is not held against it.
+func (s *session) checkGuarded(o pkcs11.ObjectHandle, id [16]byte, weak error) error {
 	s.tick()
 	for _, a := range []struct {
 		attribute uint
@@ -193,9 +197,8 @@ func (s *session) checkAttributes(k domainKey) error {
 		{pkcs11.CKA_UNWRAP, true, "it may unwrap other keys"},
 		{pkcs11.CKA_WRAP, true, "it may wrap other keys"},
 	} {
-		o := k.dec
 		if v, known := s.flag(o, a.attribute); known && v == a.bad {
-			return fmt.Errorf("%w: %s on %s: %s; make domain keys with this program only", ErrWeakDomainKey, k.id, s.t.cfg.tokenName(), a.text)
+			return fmt.Errorf("%w: %x on %s: %s; make keys for this program with this program only", weak, id, s.t.cfg.tokenName(), a.text)
 		}
 	}
 	return nil

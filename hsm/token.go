@@ -15,9 +15,6 @@ import (
 	"keymill/hsm/arena"
 )
 
-// maxPIN bounds the PIN file: PKCS#11 PINs are short, a passphrase is not long.
-const maxPIN = 1024
-
 // ckUnavailable is CK_UNAVAILABLE_INFORMATION.
 const ckUnavailable = ^uint(0)
 
@@ -26,6 +23,8 @@ const ckUnavailable = ^uint(0)
 type token struct {
 	m   *module       // immutable
 	cfg *PKCS11Config // immutable
+
+	forget atomic.Uint64 // how often objects were destroyed: sessions look up their keys anew
 
 	mu   sync.Mutex // serialises slot search and login
 	dead error      // guarded by mu: a refused PIN, which is never tried again
@@ -194,12 +193,16 @@ func (t *token) login(sh pkcs11.SessionHandle, st slotToken) error {
 	if err := pinState(st.Flags); err != nil {
 		return fmt.Errorf("%s: %w", t.cfg.tokenName(), err)
 	}
-	pin, err := readPIN(t.cfg.PINFile)
-	if err != nil {
-		return err
+	pin := t.cfg.pin.bytes()
+	if pin == nil {
+		file, err := readPIN(t.cfg.PINFile)
+		if err != nil {
+			return err
+		}
+		defer file.Wipe()
+		pin = file.pin
 	}
-	defer pin.Wipe()
-	err = t.m.loginUser(sh, pin.pin)
+	err := t.m.loginUser(sh, pin)
 	if isCKR(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
 		return nil
 	}

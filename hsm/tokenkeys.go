@@ -100,11 +100,14 @@ type TokenMech uint8
 
 // The mechanisms, with what In and Out are.
 const (
-	TokenSeal        TokenMech = iota + 1 // plaintext, sealed form; AAD counts
-	TokenOpen                             // sealed form, plaintext; AAD counts
-	TokenMAC                              // message, MAC of the key's hash
-	TokenECDSA                            // digest, signature as two integers of the curve's size
-	TokenPKCS1SHA256                      // digest, signature
+	TokenSeal       TokenMech = iota + 1 // plaintext, sealed form; AAD counts
+	TokenOpen                            // sealed form, plaintext; AAD counts
+	TokenHMACSHA224                      // message, MAC
+	TokenHMACSHA256
+	TokenHMACSHA384
+	TokenHMACSHA512
+	TokenECDSA       // digest, signature as two integers of the curve's size
+	TokenPKCS1SHA256 // digest, signature
 	TokenPKCS1SHA384
 	TokenPKCS1SHA512
 	TokenPSSSHA256 // the salt is as long as the digest
@@ -130,6 +133,18 @@ const (
 	MaxTokenAAD   = 1 << 10
 )
 
+// parseSealed takes the form that TokenSeal makes apart.
+func parseSealed(b []byte) (iv, ct []byte, err error) {
+	if len(b) < TokenSealMinimum || len(b) > MaxTokenInput || b[0] != tokenSealFormat {
+		return nil, nil, ErrBadCiphertext
+	}
+	n := int(b[1])
+	if n < 12 || n > 16 || len(b) < 2+n+16 {
+		return nil, nil, ErrBadCiphertext
+	}
+	return b[2 : 2+n], b[2+n:], nil
+}
+
 // A TokenOp is one operation with a key in a token. The call sets Out or Err, never
 // both. In and AAD are only read during the call; Out is a fresh slice, which the
 // caller owns and, where it is a secret, wipes.
@@ -140,6 +155,51 @@ type TokenOp struct {
 	Out     []byte
 	Err     error
 }
+
+// check refuses what no key can do, before it is sent anywhere.
+func (op *TokenOp) check() error {
+	n, ok := len(op.In), false
+	switch op.Mech {
+	case TokenSeal:
+		ok = n <= MaxTokenInput-TokenSealOverhead
+	case TokenOpen:
+		if _, _, err := parseSealed(op.In); err != nil {
+			return err
+		}
+		ok = true
+	case TokenHMACSHA224, TokenHMACSHA256, TokenHMACSHA384, TokenHMACSHA512:
+		ok = n <= MaxTokenInput
+	case TokenECDSA:
+		ok = n == 32 || n == 48 || n == 64
+	case TokenPKCS1SHA256, TokenPSSSHA256:
+		ok = n == 32
+	case TokenPKCS1SHA384, TokenPSSSHA384:
+		ok = n == 48
+	case TokenPKCS1SHA512, TokenPSSSHA512:
+		ok = n == 64
+	case TokenOAEPSHA1, TokenOAEPSHA256:
+		ok = n >= 128 && n <= 1024
+	}
+	if aad := op.Mech == TokenSeal || op.Mech == TokenOpen; !ok || len(op.AAD) > MaxTokenAAD || len(op.AAD) > 0 && !aad {
+		return fmt.Errorf("%w: mechanism %d, %d bytes, %d of associated data", ErrTokenInput, op.Mech, n, len(op.AAD))
+	}
+	return nil
+}
+
+// work is the task for a session, with copies of the inputs.
+func (op *TokenOp) work() work {
+	return work{kind: taskUse, id: op.Key, mech: op.Mech, in: slices.Clone(op.In), aad: slices.Clone(op.AAD)}
+}
+
+// failOps gives every operation the same error.
+func failOps(ops []TokenOp, err error) {
+	for i := range ops {
+		ops[i].Out, ops[i].Err = nil, err
+	}
+}
+
+// maxTokenLabel bounds the label of a key: an ARN is shorter.
+const maxTokenLabel = 255
 
 // TokenKeys is a token that holds keys of users. Its methods may be called
 // concurrently, except that nothing may be called after Close.
@@ -187,4 +247,5 @@ var (
 	ErrDuplicateTokenKey = errors.New("more than one key in the token has this ID")
 	ErrWeakTokenKey      = errors.New("key could be read out of the token")
 	ErrBadCiphertext     = errors.New("ciphertext is damaged, or of another key or context")
+	ErrTokenInput        = errors.New("no key in a token does that")
 )

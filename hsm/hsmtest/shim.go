@@ -43,6 +43,7 @@ const (
 	NoRNG                               // there is no random number generator
 	StrictTemplate                      // CKA_SIGN on a new AES key is refused
 	NoRSA                               // CKM_RSA_PKCS_KEY_PAIR_GEN is missing
+	IgnoreAAD                           // GCM ignores associated data
 )
 
 // ShimFunc is a PKCS#11 function, by its position in CK_FUNCTION_LIST.
@@ -68,6 +69,8 @@ const (
 	CEncrypt          ShimFunc = 30
 	CDecryptInit      ShimFunc = 33
 	CDecrypt          ShimFunc = 34
+	CSignInit         ShimFunc = 42
+	CSign             ShimFunc = 43
 	CGenerateKey      ShimFunc = 58
 	CGenerateKeyPair  ShimFunc = 59
 	CGenerateRandom   ShimFunc = 64

@@ -10,8 +10,8 @@
  *   word 4  set to 1: log the user out at the next call
  *   word 5  how often two threads were in one session
  *   word 6  microseconds that calls take longer which a network HSM's library sends to
- *           the device: encryption, decryption, random bytes, key generation, search,
- *           login; not the Init functions, nor questions for a length
+ *           the device: encryption, decryption, signing, random bytes, key generation,
+ *           search, login; not the Init functions, nor questions for a length
  *   word 7  how often that was waited for   word 8  microseconds it took in all
  *   word 16 + 8*f, for the function with number f in CK_FUNCTION_LIST:
  *     +0 calls so far   +1 calls to let pass   +2 calls to break then
@@ -50,7 +50,7 @@ enum { /* positions in CK_FUNCTION_LIST */
 	F_GET_MECHANISM_LIST = 7, F_GET_MECHANISM_INFO = 8, F_OPEN_SESSION = 12, F_CLOSE_SESSION = 13,
 	F_CLOSE_ALL = 14, F_GET_SESSION_INFO = 15, F_LOGIN = 18, F_LOGOUT = 19, F_CREATE_OBJECT = 20,
 	F_DESTROY_OBJECT = 22, F_GET_ATTRIBUTE = 24, F_FIND_INIT = 26, F_FIND = 27, F_FIND_FINAL = 28,
-	F_ENCRYPT_INIT = 29, F_ENCRYPT = 30, F_DECRYPT_INIT = 33, F_DECRYPT = 34,
+	F_ENCRYPT_INIT = 29, F_ENCRYPT = 30, F_DECRYPT_INIT = 33, F_DECRYPT = 34, F_SIGN_INIT = 42, F_SIGN = 43,
 	F_GENERATE_KEY = 58, F_GENERATE_KEY_PAIR = 59, F_GENERATE_RANDOM = 64, F_COUNT = 68
 };
 
@@ -58,7 +58,8 @@ enum { /* flags in word 0 */
 	NO_GCM = 1 << 0, NO_CBC = 1 << 1, NO_CBC_PAD = 1 << 2, OWN_IV = 1 << 3, ZERO_IV_ONLY = 1 << 4,
 	IGNORE_IV = 1 << 5, NO_AES = 1 << 6, NO_CREATE = 1 << 7, HIDE_VALUE = 1 << 8, REMOVED = 1 << 9,
 	PIN_LOCKED = 1 << 10, FINAL_TRY = 1 << 11, NO_SESSION_KEYS = 1 << 12, SAY_EXTRACTABLE = 1 << 13,
-	NO_TAG_CHECK = 1 << 14, NO_RNG = 1 << 15, STRICT_TEMPLATE = 1 << 16, NO_RSA = 1 << 17
+	NO_TAG_CHECK = 1 << 14, NO_RNG = 1 << 15, STRICT_TEMPLATE = 1 << 16, NO_RSA = 1 << 17,
+	IGNORE_AAD = 1 << 18
 };
 
 enum {
@@ -385,6 +386,8 @@ static rv_t start_encrypt(ulong_t s, struct mechanism *m, ulong_t key)
 	if (m->mechanism == CKM_GCM) {
 		struct gcm_params *p = m->param, copy = *p;
 		struct mechanism own = { CKM_GCM, &copy, sizeof copy };
+		if (flag(IGNORE_AAD))
+			copy.aad_len = 0;
 		static const byte_t zeroes[64];
 		if (flag(ZERO_IV_ONLY) && memcmp(p->iv, zeroes, p->iv_len) != 0)
 			return MECHANISM_PARAM_INVALID;
@@ -397,6 +400,8 @@ static rv_t start_encrypt(ulong_t s, struct mechanism *m, ulong_t key)
 			copy.iv = (byte_t *)zeroes;
 			return REAL(F_ENCRYPT_INIT, ulong_t, struct mechanism *, ulong_t)(s, &own, key);
 		}
+		if (flag(IGNORE_AAD))
+			return REAL(F_ENCRYPT_INIT, ulong_t, struct mechanism *, ulong_t)(s, &own, key);
 	}
 	return REAL(F_ENCRYPT_INIT, ulong_t, struct mechanism *, ulong_t)(s, m, key);
 }
@@ -436,11 +441,14 @@ static rv_t start_decrypt(ulong_t s, struct mechanism *m, ulong_t key)
 {
 	if (missing(m->mechanism))
 		return MECHANISM_INVALID;
-	if (m->mechanism == CKM_GCM && flag(IGNORE_IV)) {
+	if (m->mechanism == CKM_GCM && flag(IGNORE_IV | IGNORE_AAD)) {
 		struct gcm_params copy = *(struct gcm_params *)m->param;
 		struct mechanism own = { CKM_GCM, &copy, sizeof copy };
 		static const byte_t zeroes[64];
-		copy.iv = (byte_t *)zeroes;
+		if (flag(IGNORE_IV))
+			copy.iv = (byte_t *)zeroes;
+		if (flag(IGNORE_AAD))
+			copy.aad_len = 0;
 		return REAL(F_DECRYPT_INIT, ulong_t, struct mechanism *, ulong_t)(s, &own, key);
 	}
 	return REAL(F_DECRYPT_INIT, ulong_t, struct mechanism *, ulong_t)(s, m, key);
@@ -476,6 +484,29 @@ static rv_t decrypt(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn
 		rv = c.rv;
 	} else if (rv == OK) {
 		rv = finish_decrypt(s, in, n, out, outn);
+	}
+	leave(&c);
+	return rv;
+}
+
+static rv_t sign_init(ulong_t h, struct mechanism *m, ulong_t key)
+{
+	IN_SESSION(F_SIGN_INIT, h, REAL(F_SIGN_INIT, ulong_t, struct mechanism *, ulong_t)(s, m, key));
+}
+
+static rv_t sign(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
+{
+	struct call c;
+	ulong_t s = 0;
+	enter(&c, F_SIGN);
+	rv_t rv = claim(&c, h, &s);
+	if (rv == OK && c.hit && c.rv != OK) {
+		end_operation(&c, s, in, n);
+		rv = c.rv;
+	} else if (rv == OK) {
+		if (out)
+			travel();
+		rv = REAL(F_SIGN, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(s, in, n, out, outn);
 	}
 	leave(&c);
 	return rv;
@@ -552,6 +583,8 @@ rv_t C_GetFunctionList(struct function_list **out)
 		ours.fn[F_ENCRYPT] = encrypt;
 		ours.fn[F_DECRYPT_INIT] = decrypt_init;
 		ours.fn[F_DECRYPT] = decrypt;
+		ours.fn[F_SIGN_INIT] = sign_init;
+		ours.fn[F_SIGN] = sign;
 		ours.fn[F_GENERATE_KEY] = generate_key;
 		ours.fn[F_GENERATE_KEY_PAIR] = generate_key_pair;
 		ours.fn[F_GENERATE_RANDOM] = generate_random;
