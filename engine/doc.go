@@ -15,8 +15,9 @@
 // Verify and asymmetric Encrypt need the public key only and work on a cold
 // handle.
 //
-// [NewExternalKey] makes the handle of a key in an external key store. It waits
-// for somebody else on every use; waiting.go says how such a key fits in.
+// [NewTokenKey] makes the handle of a key that lives in an HSM, [NewExternalKey]
+// that of a key in an external key store. They wait for somebody else on every
+// use; waiting.go says how such a key fits in.
 //
 // # Ciphertexts
 //

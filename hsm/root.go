@@ -30,6 +30,8 @@
 // daemon does unless told otherwise: vendor code that crashes then costs a restart of
 // that process, and operations wait for it; see child.go.
 //
+// [OpenToken] opens a token that holds keys of users instead: see [TokenKeys].
+//
 // # Errors
 //
 // [Classify] says what the caller of a failed operation may do: repeat it later
