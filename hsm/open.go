@@ -36,6 +36,9 @@ func Inspect(cfg PKCS11Config) (*Report, error) {
 // place of cfg.PINFile. It takes pin over: moves it to locked memory, where it stays
 // until Close, since a token that was away wants it again, and wipes the slice.
 //
+// Without cfg.Child, a token into which this process has logged in already takes any PIN:
+// a login is the process's, and the token is not asked again.
+//
 // The errors are those of OpenPKCS11, most of all ErrTokenMissing, ErrPINIncorrect and
 // ErrTokenLocked.
 func OpenToken(cfg PKCS11Config, pin []byte) (TokenKeys, error) {

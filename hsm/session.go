@@ -19,10 +19,10 @@ type session struct {
 	m    *module
 	tick func()
 
-	open bool
-	sh   pkcs11.SessionHandle
-	keys map[DomainKeyID]domainKey
-	held heldKeys // tokenkey_use.go
+	open   bool
+	sh     pkcs11.SessionHandle
+	keys   map[DomainKeyID]domainKey
+	forget uint64 // token.forget when keys were found
 }
 
 func newSession(t *token, tick func()) *session {
@@ -39,14 +39,14 @@ func (s *session) ensure() error {
 	if err != nil {
 		return err
 	}
-	s.open, s.sh, s.keys, s.held = true, sh, map[DomainKeyID]domainKey{}, heldKeys{}
+	s.open, s.sh, s.keys = true, sh, nil
 	return nil
 }
 
 // close implements conn.
 func (s *session) close() {
 	if s.open {
-		s.open, s.keys, s.held = false, nil, heldKeys{}
+		s.open, s.keys = false, nil
 		s.tick()
 		s.t.closeSession(s.sh)
 	}
@@ -55,7 +55,8 @@ func (s *session) close() {
 // drop ends the session after err.
 func (s *session) drop(err error) {
 	if s.open && lost(err) {
-		s.open, s.keys, s.held = false, nil, heldKeys{}
+		s.t.forget.Add(1)
+		s.open, s.keys = false, nil
 		s.t.forgetSession(s.sh)
 		return
 	}
@@ -83,6 +84,9 @@ func (s *session) try(f func() error) error {
 
 // key finds a domain key by its CKA_ID.
 func (s *session) key(id DomainKeyID) (domainKey, error) {
+	if forget := s.t.forget.Load(); forget != s.forget || s.keys == nil {
+		s.keys, s.forget = map[DomainKeyID]domainKey{}, forget
+	}
 	if k, ok := s.keys[id]; ok {
 		return k, nil
 	}

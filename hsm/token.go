@@ -24,7 +24,8 @@ type token struct {
 	m   *module       // immutable
 	cfg *PKCS11Config // immutable
 
-	forget atomic.Uint64 // how often objects were destroyed: sessions look up their keys anew
+	forget atomic.Uint64 // goes up when handles may be given out again; see tokenkey_use.go
+	held   heldKeys
 
 	mu   sync.Mutex // serialises slot search and login
 	dead error      // guarded by mu: a refused PIN, which is never tried again
@@ -209,6 +210,7 @@ func (t *token) login(sh pkcs11.SessionHandle, st slotToken) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.cfg.tokenName(), tokenError("C_Login", err))
 	}
+	t.forget.Add(1)
 	t.cfg.Logger.Info("logged in to the token", "token", st.Label, "serial", st.SerialNumber)
 	return nil
 }

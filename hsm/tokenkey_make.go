@@ -316,8 +316,7 @@ func (s *session) prove(id TokenKeyID, spec TokenKeySpec, public []byte) error {
 // Check implements TokenKeys.
 func (r *pkcs11Root) Check(ctx context.Context, id TokenKeyID) error {
 	return r.once(ctx, func(s *session) error {
-		delete(s.held.found, id) // look again: this is the question
-		_, err := s.heldKey(id)
+		_, err := s.findKey(id)
 		return err
 	})
 }

@@ -80,7 +80,7 @@ func TestTokenKeysInChild(t *testing.T) {
 	defer func() { inChild = false }()
 	for name, test := range map[string]func(*testing.T){
 		"Seal": TestTokenSeal, "Kinds": TestTokenKinds, "Refusals": TestTokenRefusals, "Gone": TestTokenGone,
-		"Reset": TestTokenKeysReset, "Destroy": TestTokenDestroy, "Weak": TestTokenWeak, "Self": TestTokenSelfTest,
+		"BesideRoot": TestTokenBesideRoot, "Reset": TestTokenKeysReset, "Destroy": TestTokenDestroy, "Weak": TestTokenWeak, "Self": TestTokenSelfTest,
 	} {
 		t.Run(name, test)
 	}
@@ -447,6 +447,35 @@ func TestTokenDestroy(t *testing.T) {
 	}
 }
 
+// A root of trust and key stores on several tokens of one module live side by side, also
+// with the module in this process, and end one by one.
+func TestTokenBesideRoot(t *testing.T) {
+	d := hsmtest.NewSoftHSMDir(t)
+	second := *d
+	second.Config.TokenLabel += "-second"
+	d.AddToken(t, second.Config.TokenLabel)
+	root := openToken(t, d.Config)
+	domain := newDomainKey(t, root)
+	wraps := wrapAll(t, root, domain, 3)
+	k := openKeys(t, &second)
+	id, _ := newTokenKey(t, k, hsm.TokenAES256)
+	sealed := mustUse(t, k, id, hsm.TokenSeal, kek(0), nil)
+	checkUnwraps(t, root, domain, wraps)
+	if err := k.Check(context.Background(), hsm.TokenKeyID(domain)); !errors.Is(err, hsm.ErrNoTokenKey) {
+		t.Errorf("the root's key is on the other token: %v", err)
+	}
+	if info := k.Info(); info.Token != second.Config.TokenLabel || len(info.Keys) == 0 || len(root.Info().Keys) != 0 {
+		t.Errorf("%+v", info)
+	}
+	k.Close()
+	checkUnwraps(t, root, domain, wraps)
+	k = openKeys(t, &second)
+	root.Close()
+	if out := mustUse(t, k, id, hsm.TokenOpen, sealed, nil); !bytes.Equal(out, kek(0)) {
+		t.Error("a wrong answer")
+	}
+}
+
 // A token that makes keys that can be read out holds none.
 func TestTokenWeak(t *testing.T) {
 	token := hsmtest.Shim(t)
@@ -517,6 +546,69 @@ func TestTokenSelfTest(t *testing.T) {
 				t.Errorf("%s: opens to something else", c.name)
 			}
 		}
+		k.Close()
+	}
+}
+
+// A key is searched for once, not once per session, unless the token's handles are a
+// session's own; and anew after all that may change handles.
+func TestTokenHandles(t *testing.T) {
+	const keys = 20
+	token := hsmtest.Shim(t)
+	token.Config.Sessions = 4
+	for _, flags := range []hsmtest.ShimFlag{0, hsmtest.OwnHandles} {
+		token.Flags(flags)
+		k := openKeys(t, token.SoftHSMDir)
+		ids := make([]hsm.TokenKeyID, keys)
+		ops := make([]hsm.TokenOp, 10*keys)
+		for i := range ids {
+			ids[i], _ = newTokenKey(t, k, hsm.TokenAES256)
+		}
+		round := func() {
+			t.Helper()
+			for i := range ops {
+				ops[i] = hsm.TokenOp{Key: ids[i%keys], Mech: hsm.TokenSeal, In: kek(i)}
+			}
+			k.Do(context.Background(), ops)
+			for i := range ops {
+				if ops[i].Err != nil {
+					t.Fatal(ops[i].Err)
+				}
+				if i >= keys {
+					continue
+				}
+				if out := mustUse(t, k, ids[i], hsm.TokenOpen, ops[i].Out, nil); !bytes.Equal(out, kek(i)) {
+					t.Error("a wrong answer")
+				}
+			}
+		}
+		searches := func(f func()) int {
+			before := token.Calls(hsmtest.CFindInit)
+			f()
+			return token.Calls(hsmtest.CFindInit) - before
+		}
+		round()
+		round()
+		round()
+		token.RoundTrip(time.Millisecond) // so that all sessions take part
+		switch n := searches(round); {
+		case flags == 0 && n > 0:
+			t.Errorf("%d searches for keys that were found", n)
+		case flags != 0 && n > 4*keys:
+			t.Errorf("%d searches by four sessions for %d keys", n, keys)
+		}
+		token.RoundTrip(0)
+		if err := k.Destroy(context.Background(), ids[0]); err != nil {
+			t.Error(err)
+		}
+		ids[0], _ = newTokenKey(t, k, hsm.TokenAES256)
+		if n := searches(round); n < keys-1 || n > 8*keys {
+			t.Errorf("%d searches after a key was destroyed", n)
+		}
+		token.Logout()
+		round()
+		token.Reset()
+		round()
 		k.Close()
 	}
 }

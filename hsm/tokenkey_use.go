@@ -12,54 +12,129 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/miekg/pkcs11"
 
 	"keymill/hsm/arena"
 )
 
-// heldKeys are the keys of users that a session has found. They are looked up anew when
-// any object was destroyed since, through whatever session: a token may give its handle
-// out again, and that must not make one key another.
+// # Handles
+//
+// A handle is valid in all sessions of a process, so what one session has found the others
+// use: a search costs two round trips, and a store may have thousands of keys. Some token
+// may not keep to that; when it refuses a handle that another session found, from then
+// on each session searches for itself.
+//
+// After a login, a reset or the destruction of an object a token may give a handle out
+// again for something else. Each of these counts token.forget up, and a handle is good
+// only for the count at which it was found: one key never passes for another.
+
+// heldKeys are the keys of users that were found.
 type heldKeys struct {
-	found  map[TokenKeyID]*heldKey
-	forget uint64 // token.forget when they were found
+	mu       sync.Mutex
+	found    map[heldName]*heldKey // guarded by mu
+	separate bool                  // guarded by mu: handles are the session's own
 }
 
-// A heldKey is a key in one session.
+// A heldName is a key, and the session that found it when handles are separate.
+type heldName struct {
+	id TokenKeyID
+	in *session
+}
+
+// A heldKey is a key that was found.
 type heldKey struct {
 	id     TokenKeyID
 	handle pkcs11.ObjectHandle // of the secret or private key
-	probes map[TokenMech][]byte
+	by     *session            // compared only
+	forget uint64              // token.forget before it was found
+
+	mu     sync.Mutex
+	probes map[TokenMech][]byte // guarded by mu
 }
 
-// maxHeld bounds the handles that a session remembers; a search costs a round trip.
-const maxHeld = 8192
+// maxHeld bounds the handles that are remembered, at some 150 bytes.
+const maxHeld = 1 << 16
 
-// heldKey finds a key by its CKA_ID.
-func (s *session) heldKey(id TokenKeyID) (*heldKey, error) {
-	if forget := s.t.forget.Load(); forget != s.held.forget || len(s.held.found) >= maxHeld {
-		s.held = heldKeys{forget: forget}
+func (h *heldKeys) name(id TokenKeyID, s *session) heldName {
+	if h.separate {
+		return heldName{id, s}
 	}
-	if k := s.held.found[id]; k != nil {
+	return heldName{id, nil}
+}
+
+func (h *heldKeys) get(id TokenKeyID, s *session) *heldKey {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if k := h.found[h.name(id, s)]; k != nil && k.forget == s.t.forget.Load() {
+		return k
+	}
+	return nil
+}
+
+func (h *heldKeys) put(k *heldKey) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.found == nil || len(h.found) >= maxHeld {
+		h.found = map[heldName]*heldKey{}
+	}
+	h.found[h.name(k.id, k.by)] = k
+}
+
+// refused forgets a key whose handle the token did not know in session s.
+func (h *heldKeys) refused(k *heldKey, s *session) {
+	loggedIn := s.loggedIn() // without, all handles are refused
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.found, h.name(k.id, k.by))
+	if k.by != s && k.forget == s.t.forget.Load() && loggedIn && !h.separate {
+		h.separate, h.found = true, nil
+		s.t.cfg.Logger.Info("the token refused a handle that another session found; each finds its own from now on", "token", s.t.cfg.tokenName())
+	}
+}
+
+// heldKey returns a key, by its CKA_ID.
+func (s *session) heldKey(id TokenKeyID) (*heldKey, error) {
+	if k := s.t.held.get(id, s); k != nil {
 		return k, nil
 	}
-	o, err := s.findOne(id, pkcs11.CKO_SECRET_KEY, ErrNoTokenKey, ErrDuplicateTokenKey)
+	return s.findKey(id)
+}
+
+// findKey searches the token for a key.
+func (s *session) findKey(id TokenKeyID) (*heldKey, error) {
+	k := &heldKey{id: id, by: s, forget: s.t.forget.Load(), probes: map[TokenMech][]byte{}}
+	var err error
+	k.handle, err = s.findOne(id, pkcs11.CKO_SECRET_KEY, ErrNoTokenKey, ErrDuplicateTokenKey)
 	if errors.Is(err, ErrNoTokenKey) {
-		o, err = s.findOne(id, pkcs11.CKO_PRIVATE_KEY, ErrNoTokenKey, ErrDuplicateTokenKey)
+		k.handle, err = s.findOne(id, pkcs11.CKO_PRIVATE_KEY, ErrNoTokenKey, ErrDuplicateTokenKey)
+	}
+	if err == nil {
+		err = s.checkGuarded(k.handle, id, ErrWeakTokenKey)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkGuarded(o, id, ErrWeakTokenKey); err != nil {
-		return nil, err
-	}
-	k := &heldKey{id: id, handle: o, probes: map[TokenMech][]byte{}}
-	if s.held.found == nil {
-		s.held.found = map[TokenKeyID]*heldKey{}
-	}
-	s.held.found[id] = k
+	s.t.held.put(k)
 	return k, nil
+}
+
+// probe returns what make made for a mechanism when it was first needed.
+func (k *heldKey) probe(m TokenMech, make func() ([]byte, error)) ([]byte, error) {
+	k.mu.Lock()
+	p := k.probes[m]
+	k.mu.Unlock()
+	if p != nil {
+		return p, nil
+	}
+	p, err := make()
+	if err == nil {
+		k.mu.Lock()
+		k.probes[m] = p
+		k.mu.Unlock()
+	}
+	return p, err
 }
 
 // use does one operation with a key that lives in the token.
@@ -83,6 +158,9 @@ func (s *session) use(t *work) error {
 			return ErrTokenInput
 		}
 		t.out, err = s.once(ckSign, m, k.handle, in)
+	}
+	if isCKR(err, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID) {
+		s.t.held.refused(k, s)
 	}
 	if errors.Is(err, ErrBadWrapped) { // what the values of C_Decrypt mean for a KEK
 		err = fmt.Errorf("%w (the token says: %v)", ErrBadCiphertext, err)
@@ -122,37 +200,31 @@ func (s *session) openWith(k *heldKey, sealed, aad []byte) ([]byte, error) {
 }
 
 // probeSeal is nil when the token opens with the key what was made with it. What is opened
-// was made once per session: bad ciphertexts must not use a key up.
-func (s *session) probeSeal(k *heldKey) (err error) {
-	p := k.probes[TokenOpen]
-	if p == nil {
-		if p, err = s.sealWith(k, make([]byte, 16), nil); err != nil {
-			return err
-		}
-		k.probes[TokenOpen] = p
+// was made once: bad ciphertexts must not use a key up.
+func (s *session) probeSeal(k *heldKey) error {
+	p, err := k.probe(TokenOpen, func() ([]byte, error) { return s.sealWith(k, make([]byte, 16), nil) })
+	if err == nil {
+		_, err = s.openWith(k, p, nil)
 	}
-	_, err = s.openWith(k, p, nil)
 	return err
 }
 
 // probeOAEP is probeSeal for an RSA key.
-func (s *session) probeOAEP(k *heldKey, m TokenMech) (err error) {
-	p := k.probes[m]
-	if p == nil {
+func (s *session) probeOAEP(k *heldKey, m TokenMech) error {
+	p, err := k.probe(m, func() ([]byte, error) {
 		o, err := s.findOne(k.id, pkcs11.CKO_PUBLIC_KEY, ErrNoTokenKey, ErrDuplicateTokenKey)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		public, err := s.rsaPublic(o)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if p, err = rsa.EncryptOAEP(oaepHash(m).New(), rand.Reader, public, make([]byte, 16), nil); err != nil {
-			return err
-		}
-		k.probes[m] = p
+		return rsa.EncryptOAEP(oaepHash(m).New(), rand.Reader, public, make([]byte, 16), nil)
+	})
+	if err == nil {
+		_, err = s.once(ckDecrypt, oaep(oaepScheme(m)), k.handle, p)
 	}
-	_, err = s.once(ckDecrypt, oaep(oaepScheme(m)), k.handle, p)
 	return err
 }
 

@@ -44,6 +44,7 @@ const (
 	StrictTemplate                      // CKA_SIGN on a new AES key is refused
 	NoRSA                               // CKM_RSA_PKCS_KEY_PAIR_GEN is missing
 	IgnoreAAD                           // GCM ignores associated data
+	OwnHandles                          // handles of objects are the session's own
 )
 
 // ShimFunc is a PKCS#11 function, by its position in CK_FUNCTION_LIST.

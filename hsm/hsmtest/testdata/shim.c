@@ -59,7 +59,7 @@ enum { /* flags in word 0 */
 	IGNORE_IV = 1 << 5, NO_AES = 1 << 6, NO_CREATE = 1 << 7, HIDE_VALUE = 1 << 8, REMOVED = 1 << 9,
 	PIN_LOCKED = 1 << 10, FINAL_TRY = 1 << 11, NO_SESSION_KEYS = 1 << 12, SAY_EXTRACTABLE = 1 << 13,
 	NO_TAG_CHECK = 1 << 14, NO_RNG = 1 << 15, STRICT_TEMPLATE = 1 << 16, NO_RSA = 1 << 17,
-	IGNORE_AAD = 1 << 18
+	IGNORE_AAD = 1 << 18, OWN_HANDLES = 1 << 19
 };
 
 enum {
@@ -187,6 +187,19 @@ static rv_t claim(struct call *c, ulong_t h, ulong_t *out)
 	if (atomic_compare_exchange_strong(&ctl[4], &one, 0))
 		REAL(F_LOGOUT, ulong_t)(*out);
 	return OK;
+}
+
+/* Handles of objects, as seen from a session: with OWN_HANDLES they are its own. */
+static ulong_t to_session(struct call *c, ulong_t o)
+{
+	return flag(OWN_HANDLES) ? o | (ulong_t)(c->slot + 1) << 32 : o;
+}
+
+static ulong_t from_session(struct call *c, ulong_t o)
+{
+	if (!flag(OWN_HANDLES))
+		return o;
+	return o >> 32 == (ulong_t)(c->slot + 1) ? o & 0xffffffff : 0;
 }
 
 static void leave(struct call *c)
@@ -341,7 +354,7 @@ static rv_t create_object(ulong_t h, struct attribute *t, ulong_t n, ulong_t *o)
 
 static rv_t destroy_object(ulong_t h, ulong_t o)
 {
-	IN_SESSION(F_DESTROY_OBJECT, h, REAL(F_DESTROY_OBJECT, ulong_t, ulong_t)(s, o));
+	IN_SESSION(F_DESTROY_OBJECT, h, REAL(F_DESTROY_OBJECT, ulong_t, ulong_t)(s, from_session(&c, o)));
 }
 
 static rv_t attributes(ulong_t s, ulong_t o, struct attribute *t, ulong_t n)
@@ -360,7 +373,7 @@ static rv_t attributes(ulong_t s, ulong_t o, struct attribute *t, ulong_t n)
 
 static rv_t get_attribute(ulong_t h, ulong_t o, struct attribute *t, ulong_t n)
 {
-	IN_SESSION(F_GET_ATTRIBUTE, h, attributes(s, o, t, n));
+	IN_SESSION(F_GET_ATTRIBUTE, h, attributes(s, from_session(&c, o), t, n));
 }
 
 static rv_t find_init(ulong_t h, struct attribute *t, ulong_t n)
@@ -371,7 +384,12 @@ static rv_t find_init(ulong_t h, struct attribute *t, ulong_t n)
 static rv_t find(ulong_t h, ulong_t *list, ulong_t max, ulong_t *n)
 {
 	travel();
-	IN_SESSION(F_FIND, h, REAL(F_FIND, ulong_t, ulong_t *, ulong_t, ulong_t *)(s, list, max, n));
+	IN_SESSION(F_FIND, h, ({
+		rv_t r_ = REAL(F_FIND, ulong_t, ulong_t *, ulong_t, ulong_t *)(s, list, max, n);
+		for (ulong_t i = 0; r_ == OK && i < *n; i++)
+			list[i] = to_session(&c, list[i]);
+		r_;
+	}));
 }
 
 static rv_t find_final(ulong_t h)
@@ -408,7 +426,7 @@ static rv_t start_encrypt(ulong_t s, struct mechanism *m, ulong_t key)
 
 static rv_t encrypt_init(ulong_t h, struct mechanism *m, ulong_t key)
 {
-	IN_SESSION(F_ENCRYPT_INIT, h, start_encrypt(s, m, key));
+	IN_SESSION(F_ENCRYPT_INIT, h, start_encrypt(s, m, from_session(&c, key)));
 }
 
 /* end_operation ends an encryption or decryption that is to fail, as a failure does. */
@@ -456,7 +474,7 @@ static rv_t start_decrypt(ulong_t s, struct mechanism *m, ulong_t key)
 
 static rv_t decrypt_init(ulong_t h, struct mechanism *m, ulong_t key)
 {
-	IN_SESSION(F_DECRYPT_INIT, h, start_decrypt(s, m, key));
+	IN_SESSION(F_DECRYPT_INIT, h, start_decrypt(s, m, from_session(&c, key)));
 }
 
 static rv_t finish_decrypt(ulong_t s, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
@@ -491,7 +509,7 @@ static rv_t decrypt(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn
 
 static rv_t sign_init(ulong_t h, struct mechanism *m, ulong_t key)
 {
-	IN_SESSION(F_SIGN_INIT, h, REAL(F_SIGN_INIT, ulong_t, struct mechanism *, ulong_t)(s, m, key));
+	IN_SESSION(F_SIGN_INIT, h, REAL(F_SIGN_INIT, ulong_t, struct mechanism *, ulong_t)(s, m, from_session(&c, key)));
 }
 
 static rv_t sign(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
@@ -528,15 +546,21 @@ static rv_t make_key(ulong_t s, struct mechanism *m, struct attribute *t, ulong_
 static rv_t generate_key(ulong_t h, struct mechanism *m, struct attribute *t, ulong_t n, ulong_t *o)
 {
 	travel();
-	IN_SESSION(F_GENERATE_KEY, h, make_key(s, m, t, n, o));
+	IN_SESSION(F_GENERATE_KEY, h, ({ rv_t r_ = make_key(s, m, t, n, o); if (r_ == OK) *o = to_session(&c, *o); r_; }));
 }
 
 static rv_t generate_key_pair(ulong_t h, struct mechanism *m, struct attribute *a, ulong_t an, struct attribute *b, ulong_t bn, ulong_t *pub, ulong_t *priv)
 {
 	travel();
-	IN_SESSION(F_GENERATE_KEY_PAIR, h,
-		REAL(F_GENERATE_KEY_PAIR, ulong_t, struct mechanism *, struct attribute *, ulong_t, struct attribute *, ulong_t, ulong_t *, ulong_t *)
-		(s, m, a, an, b, bn, pub, priv));
+	IN_SESSION(F_GENERATE_KEY_PAIR, h, ({
+		rv_t r_ = REAL(F_GENERATE_KEY_PAIR, ulong_t, struct mechanism *, struct attribute *, ulong_t, struct attribute *, ulong_t, ulong_t *, ulong_t *)
+			(s, m, a, an, b, bn, pub, priv);
+		if (r_ == OK) {
+			*pub = to_session(&c, *pub);
+			*priv = to_session(&c, *priv);
+		}
+		r_;
+	}));
 }
 
 static rv_t generate_random(ulong_t h, byte_t *out, ulong_t n)
