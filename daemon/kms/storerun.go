@@ -132,7 +132,9 @@ func (st *keyStore) state() string {
 	return st.settings.Load().State
 }
 
-func (st *keyStore) connected() bool { return st.state() == storeConnected }
+// connected tells whether keys of the store can be used. That is so a moment before
+// its state says it.
+func (st *keyStore) connected() bool { return st.settings.Load().State == storeConnected }
 
 func equalSecret(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }
 
@@ -162,8 +164,8 @@ func (st *keyStore) connect() {
 		} else if d != nil {
 			st.device.Store(d)
 		}
-		st.trying.Store(false)
 		st.dropViews()
+		st.trying.Store(false) // whoever sees it connected finds its keys usable
 	})
 }
 
