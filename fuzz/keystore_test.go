@@ -53,7 +53,7 @@ func FuzzStoreRecord(f *testing.F) {
 		{1: "000000000000", 2: make([]byte, 16), 3: 1, 4: 2},
 		{1: []any{map[int]any{1: "a", 2: "b"}, map[int]any{1: "c"}}},
 		{1: uint64(3)}, {1: true}, {1: "text"}, {1: []byte("bytes")},
-		{1: []any{map[int]any{1: "Decrypt", 2: 7}, map[int]any{1: "Encrypt", 2: 1}}, 2: "Encrypt", 3: 5, 4: make([]byte, 16)},
+		{1: []any{"Decrypt", "Encrypt"}, 2: append(append(make([]byte, 16), 2, 0, 7, 1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 5), make([]byte, 16)...)},
 	}
 	for i := range kinds {
 		for _, seed := range seeds {

@@ -433,7 +433,7 @@ func ParseRecord(n Name, plaintext []byte) (any, error) {
 		err := decode(plaintext, &r)
 		return r.Data, err
 	case KindUsage:
-		return decodeUsage(plaintext)
+		return decodeUsage(&n, plaintext)
 	case KindExternal:
 		return decodeExternal(plaintext)
 	case KindDue, KindStoreKey:

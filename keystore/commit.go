@@ -94,6 +94,7 @@ type writer struct {
 	changes []change
 	index   map[string]int
 	keys    map[Ref]struct{} // keys that must exist in the end
+	fresh   map[Ref]struct{} // keys that did not exist before this commit
 }
 
 func (w *writer) reset() {
@@ -103,10 +104,11 @@ func (w *writer) reset() {
 	clear(w.changes)
 	w.changes = w.changes[:0]
 	if w.index == nil {
-		w.index, w.keys = make(map[string]int), make(map[Ref]struct{})
+		w.index, w.keys, w.fresh = make(map[string]int), make(map[Ref]struct{}), make(map[Ref]struct{})
 	}
 	clear(w.index)
 	clear(w.keys)
+	clear(w.fresh)
 }
 
 // committed reads a record as the commits before this one left it. Absent is

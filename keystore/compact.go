@@ -23,7 +23,8 @@ var words = []string{
 	"HMAC_224", "HMAC_256", "HMAC_384", "HMAC_512", "GENERATE_VERIFY_MAC", "AUTOMATIC", "ON_DEMAND",
 }
 
-// compact writes, or reads, the fields of a key one after the other.
+// compact writes, or reads, the fields of a key one after the other. A key that is
+// written is only read: others may be reading it, too.
 type compact struct {
 	b    []byte
 	read bool
@@ -45,7 +46,7 @@ func (c *compact) has(set bool) bool {
 }
 
 func (c *compact) flag(v *bool) {
-	if c.has(*v) {
+	if c.has(*v) && c.read {
 		*v = true
 	}
 }
@@ -61,8 +62,11 @@ func (c *compact) uvarint(v uint64) uint64 {
 }
 
 func compactInt[T int32 | uint32 | uint64](c *compact, v *T) {
-	if c.has(*v != 0) {
-		*v = T(c.uvarint(uint64(*v)))
+	if !c.has(*v != 0) {
+		return
+	}
+	if n := c.uvarint(uint64(*v)); c.read {
+		*v = T(n)
 	}
 }
 
@@ -91,8 +95,14 @@ func (c *compact) text(v *string) {
 	if !c.has(*v != "") {
 		return
 	}
-	if w := c.uvarint(uint64(slices.Index(words, *v) + 1)); w > 0 {
-		*v = words[w-1]
+	w := 0
+	if !c.read {
+		w = slices.Index(words, *v) + 1
+	}
+	if w = int(c.uvarint(uint64(w))); w > 0 {
+		if c.read {
+			*v = words[w-1]
+		}
 		return
 	}
 	n := int(c.uvarint(uint64(len(*v))))
@@ -128,13 +138,13 @@ func (c *compact) key(k *Key) {
 	c.bytes(&k.TokenKeyID)
 	compactInt(c, &k.Revision)
 	if c.has(len(k.ReplicaRegions) > 0) {
-		k.ReplicaRegions = grown(c, k.ReplicaRegions)
+		grow(c, &k.ReplicaRegions)
 		for i := range k.ReplicaRegions {
 			c.inner(func(c *compact) { c.text(&k.ReplicaRegions[i]) })
 		}
 	}
 	if c.has(len(k.Versions) > 0) {
-		k.Versions = grown(c, k.Versions)
+		grow(c, &k.Versions)
 		for i := range k.Versions {
 			c.inner(func(c *compact) { c.version(&k.Versions[i]) })
 		}
@@ -158,13 +168,11 @@ func (c *compact) version(v *Version) {
 	c.b = c.b[copy(v.MaterialID[:], c.b):]
 }
 
-// grown writes the length of a list, or makes it of the length that is read.
-func grown[T any](c *compact, list []T) []T {
-	n := int(c.uvarint(uint64(len(list))))
-	if c.read {
-		return make([]T, n)
+// grow writes the length of a list, or makes it of the length that is read.
+func grow[T any](c *compact, list *[]T) {
+	if n := int(c.uvarint(uint64(len(*list)))); c.read {
+		*list = make([]T, n)
 	}
-	return list
 }
 
 // inner writes, or reads, something with a word of its own.

@@ -55,7 +55,7 @@ var ErrPinned = errors.New("keystore: deleted records are still being read")
 
 // Erase removes from disk the bytes of what was deleted of keys: of their
 // records, materials, policies, tags, grants and everything else whose
-// storage key begins with the key. It may be called again at any time, and
+// storage key begins with the key, and of the pages that their usage was on. It may be called again at any time, and
 // after a failure has to be. Commits go on meanwhile.
 func (s *Store) Erase(ctx context.Context, refs []Ref) error {
 	if len(refs) == 0 {
@@ -104,12 +104,15 @@ const maxSpans = 256
 // spans returns the ranges of what belongs to keys.
 func spans(refs []Ref) (out []span) {
 	for kind := range parts {
-		if !strings.HasPrefix(parts[kind], "RI") {
+		if !strings.HasPrefix(parts[kind], "RI") && Kind(kind) != KindUsage {
 			continue
 		}
 		first := len(out)
 		for _, ref := range refs {
 			n := Name{Kind: Kind(kind), Region: ref.Region, ID: ref.ID}
+			if n.Kind == KindUsage {
+				n = usageName(ref)
+			}
 			start := n.prefix(2)
 			out = append(out, span{start, upperBound(start)})
 		}

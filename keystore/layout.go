@@ -27,7 +27,7 @@ const (
 	KindAccessKey Kind = 'c' // name                   AccessKey
 	KindStoreKey  Kind = 's' // key store, region, id  list index: the key lives in that custom key store
 	KindExternal  Kind = 'y' // key store, name        the external key of that name is some key's
-	KindUsage     Kind = 'u' // region, id             how often and when the key was used
+	KindUsage     Kind = 'f' // region, page           how often and when keys were used
 	KindDue       Kind = 'd' // time, region, id       something happens to the key then
 	KindAudit     Kind = 'j' // revision               what SetAudit left
 	KindRecord    Kind = 'x' // name                   general purpose
@@ -57,14 +57,14 @@ var kindNames = [256]string{
 //	R  region, the same
 //	I  16 bytes of key id
 //	V  version, 4 bytes, big-endian
-//	N  revision or nanoseconds since 1970, 8 bytes, big-endian
+//	N  revision, nanoseconds since 1970 or page, 8 bytes, big-endian
 //	S  name, the rest of the key, not empty, so that names sort by their bytes
 //
 // Lengths come before strings, so no key is a prefix of another by accident
 // and every prefix that ends between two parts selects exactly what it names.
 var parts = [256]string{
 	KindKey: "RI", KindListing: "ARI", KindCount: "AR", KindMaterial: "RIV", KindPolicy: "RI", KindTags: "RI",
-	KindAlias: "ARS", KindDue: "NRI", KindUsage: "RI",
+	KindAlias: "ARS", KindDue: "NRI", KindUsage: "RN",
 	KindGrant: "RIS", KindGrantee: "RIS", KindRetiring: "RS", KindGrantName: "RIS", KindGrantCount: "RI",
 	KindStoreKey: "ARI", KindExternal: "AS", KindTarget: "RIS", KindPrincipal: "S", KindAccessKey: "S", KindAudit: "N", KindRecord: "S",
 }

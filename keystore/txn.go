@@ -25,14 +25,15 @@ const AnyRevision = ^uint64(0)
 // counters follow the records; policy, tags, material and aliases exist only
 // for keys that exist; names and owners of keys never change.
 type Txn struct {
-	s     *Store
-	ops   []func(*writer) error
-	plain [][]byte // wiped after Commit
-	audit []byte
-	kept  []*sealedPut // materials among the ops; see rewrap.go
-	move  *move        // of a commit that moves the store to another domain key
-	err   error
-	used  bool
+	s      *Store
+	ops    []func(*writer) error
+	plain  [][]byte // wiped after Commit
+	audit  []byte
+	usages []addition   // see usage.go
+	kept   []*sealedPut // materials among the ops; see rewrap.go
+	move   *move        // of a commit that moves the store to another domain key
+	err    error
+	used   bool
 }
 
 // NewTxn returns an empty transaction.
@@ -100,6 +101,7 @@ func (t *Txn) PutKey(k *Key, expect uint64) {
 			}
 			return w.put(key, plain, false)
 		}
+		w.fresh[Ref{n.Region, n.ID}] = struct{}{}
 		if err := w.moveDue(&Key{Region: n.Region, ID: n.ID}, due); err != nil {
 			return err
 		}
@@ -163,7 +165,7 @@ func (t *Txn) DeleteKey(k *Key) {
 
 // deleteBelongings removes what hangs on a key.
 func (w *writer) deleteBelongings(ref Ref) error {
-	for _, n := range []Name{policyName(ref), tagsName(ref), usageName(ref)} {
+	for _, n := range []Name{policyName(ref), tagsName(ref)} {
 		if _, ok, err := w.current(n.key()); err != nil {
 			return err
 		} else if ok {
@@ -171,6 +173,9 @@ func (w *writer) deleteBelongings(ref Ref) error {
 				return err
 			}
 		}
+	}
+	if err := w.deleteUsage(ref); err != nil {
+		return err
 	}
 	if _, err := w.deleteGrants(ref, nil, MaxChanges); err != nil {
 		return err
@@ -244,8 +249,12 @@ func (t *Txn) belongsLater(n Name, plain func() []byte, expect uint64) {
 		return
 	}
 	t.ops = append(t.ops, func(w *writer) error {
-		if _, err := w.expect(key, expect); err != nil {
-			return err
+		// Nothing belongs to a key that did not exist: no need to look, while others
+		// wait for the lock.
+		if _, fresh := w.fresh[Ref{n.Region, n.ID}]; !fresh || expect != 0 && expect != AnyRevision {
+			if _, err := w.expect(key, expect); err != nil {
+				return err
+			}
 		}
 		w.keys[Ref{n.Region, n.ID}] = struct{}{}
 		return w.put(key, plain(), false)

@@ -1,6 +1,9 @@
 package keystore
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,11 +14,27 @@ import (
 
 // # Usage
 //
-// A key's usage record says how often each operation was done with the key and
-// which was the last. It is only ever added to: AddUsage reads the record and
-// writes the sum within the commit, so that whoever counts needs to read nothing
-// and cannot meet a conflict. What is added for a key that is gone is forgotten,
-// and the record goes with the key.
+// The usage of a key says how often each operation was done with the key and which
+// was the last. It is only ever added to: AddUsage reads and writes the sum within
+// the commit, so that whoever counts needs to read nothing and cannot meet a
+// conflict. What is added for a key that is gone is forgotten, and a key's usage
+// goes with the key.
+//
+// It is written all the time and read hardly ever, for every key in use twice a
+// minute. So keys share records: a page is the usage of all keys of a region whose
+// ids begin with the same usagePageBits, which are random. A store with a million
+// keys has 61 on a page, of which 4 KB are written at once instead of 61 records; one
+// with few keys has pages of one key.
+//
+// A page's value is a list of operation names, sorted, and the keys by ascending id:
+//
+//	16 bytes  id
+//	varint    how many operations are counted, and for each, in their order:
+//	varint      number of the operation's name
+//	varint      how often, not 0
+//	varint    number of the last operation's name plus one; 0 for none, and the end
+//	 8 bytes  its time, nanoseconds since 1970, big-endian
+//	16 bytes  its request id
 
 // A Usage is what is known of the use of a key.
 type Usage struct {
@@ -33,23 +52,32 @@ type OperationCount struct {
 	Count     uint64
 }
 
-// maxUsageOperations bounds what a record counts; AWS KMS has a dozen operations
-// that use a key.
+// A KeyUsage is the usage of one of the keys on a page.
+type KeyUsage struct {
+	ID KeyID
+	Usage
+}
+
+// maxUsageOperations bounds what is counted; AWS KMS has a dozen operations that
+// use a key.
 const maxUsageOperations = 64
 
 type usageRecord struct {
-	Counts    []operationCountRecord `cbor:"1,keyasint,omitempty"`
-	Operation string                 `cbor:"2,keyasint,omitempty"`
-	Time      int64                  `cbor:"3,keyasint,omitempty"`
-	RequestID []byte                 `cbor:"4,keyasint,omitempty"`
+	Operations []string `cbor:"1,keyasint,omitempty"`
+	Keys       []byte   `cbor:"2,keyasint,omitempty"`
 }
 
-type operationCountRecord struct {
-	Operation string `cbor:"1,keyasint,omitempty"`
-	Count     uint64 `cbor:"2,keyasint,omitempty"`
+const usagePageBits = 14
+
+// UsagePage is the number of the page of a key's usage: to add the usage of several
+// keys of one region and page in one commit costs little more than that of one.
+func UsagePage(ref Ref) uint64 {
+	return uint64(binary.BigEndian.Uint16(ref.ID[:]) >> (16 - usagePageBits))
 }
 
-func usageName(ref Ref) Name { return Name{Kind: KindUsage, Region: ref.Region, ID: ref.ID} }
+func usageName(ref Ref) Name {
+	return Name{Kind: KindUsage, Region: ref.Region, Number: UsagePage(ref)}
+}
 
 // Add adds what o says to u. The later of the last uses remains; of two at the
 // same time, o's.
@@ -68,22 +96,53 @@ func (u *Usage) Add(o *Usage) {
 	}
 }
 
-func encodeUsage(u *Usage) ([]byte, error) {
-	r := usageRecord{Counts: make([]operationCountRecord, len(u.Counts)), Operation: u.Operation}
-	for i, c := range u.Counts {
-		r.Counts[i] = operationCountRecord(c)
+// encodeUsage writes a page.
+func encodeUsage(keys []KeyUsage) ([]byte, error) {
+	var r usageRecord
+	name := func(op string) {
+		if !slices.Contains(r.Operations, op) {
+			r.Operations = append(r.Operations, op)
+		}
 	}
-	if u.Operation != "" {
-		r.RequestID = u.RequestID[:]
+	for i := range keys {
+		for _, c := range keys[i].Counts {
+			name(c.Operation)
+		}
+		if keys[i].Operation != "" {
+			name(keys[i].Operation)
+		}
 	}
-	if err := times(nil, &r.Time, u.Time); err != nil {
-		return nil, err
+	slices.Sort(r.Operations)
+	if !validOperations(r.Operations) {
+		return nil, fmt.Errorf("%w: usage of operations without a name, or of too many", ErrInvalid)
 	}
-	if !r.valid() {
-		return nil, fmt.Errorf("%w: a usage that contradicts itself", ErrInvalid)
+	index := func(op string) uint64 {
+		i, _ := slices.BinarySearch(r.Operations, op)
+		return uint64(i)
 	}
+	b := make([]byte, 0, 64*len(keys))
+	for i := range keys {
+		k := &keys[i]
+		b = append(b, k.ID[:]...)
+		b = binary.AppendUvarint(b, uint64(len(k.Counts)))
+		for _, c := range k.Counts {
+			b = binary.AppendUvarint(binary.AppendUvarint(b, index(c.Operation)), c.Count)
+		}
+		if k.Operation == "" {
+			b = append(b, 0)
+			continue
+		}
+		ns, err := putTime(k.Time)
+		if err != nil {
+			return nil, err
+		}
+		b = binary.AppendUvarint(b, index(k.Operation)+1)
+		b = binary.BigEndian.AppendUint64(b, uint64(ns))
+		b = append(b, k.RequestID[:]...)
+	}
+	r.Keys = b
 	// Without encode's look at its own result: there are many of these, nothing in
-	// them is secret, and valid says as much.
+	// them is secret, and what cannot be read again is refused above.
 	body, err := encMode.Marshal(&r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrInvalid, err)
@@ -91,70 +150,240 @@ func encodeUsage(u *Usage) ([]byte, error) {
 	return append([]byte{schemaVersion}, body...), nil
 }
 
-func (r *usageRecord) valid() bool {
-	for i, c := range r.Counts {
-		if c.Operation == "" || !utf8.ValidString(c.Operation) || c.Count == 0 || i > 0 && r.Counts[i-1].Operation >= c.Operation {
+func validOperations(names []string) bool {
+	for i, name := range names {
+		if name == "" || !utf8.ValidString(name) || i > 0 && names[i-1] >= name {
 			return false
 		}
 	}
-	size := 16
-	if r.Operation == "" {
-		size = 0
-	}
-	return len(r.Counts) <= maxUsageOperations && utf8.ValidString(r.Operation) && len(r.RequestID) == size && r.Time >= 0 && (r.Time == 0) == (r.Operation == "")
+	return len(names) <= maxUsageOperations
 }
 
-func decodeUsage(b []byte) (*Usage, error) {
+// decodeUsage reads a page.
+func decodeUsage(n *Name, b []byte) ([]KeyUsage, error) {
 	var r usageRecord
 	if err := decode(b, &r); err != nil {
 		return nil, err
 	}
-	if !r.valid() {
+	if !validOperations(r.Operations) {
 		return nil, errValue
 	}
-	u := &Usage{Counts: make([]OperationCount, len(r.Counts)), Operation: r.Operation, Time: getTime(r.Time)}
-	for i, c := range r.Counts {
-		u.Counts[i] = OperationCount(c)
+	p := usageParser{rest: r.Keys, names: r.Operations}
+	// No key takes less than 18 bytes.
+	keys := make([]KeyUsage, 0, len(r.Keys)/18)
+	for len(p.rest) > 0 {
+		var k KeyUsage
+		p.key(&k)
+		if p.bad || UsagePage(Ref{ID: k.ID}) != n.Number || len(keys) > 0 && bytes.Compare(keys[len(keys)-1].ID[:], k.ID[:]) >= 0 {
+			return nil, errValue
+		}
+		keys = append(keys, k)
 	}
-	copy(u.RequestID[:], r.RequestID)
-	return u, nil
+	return keys, nil
 }
 
-// AddUsage adds to the usage of a key. If there is no such key it does nothing.
-func (t *Txn) AddUsage(ref Ref, u *Usage) {
-	key, ok := t.name(usageName(ref))
-	if !ok {
+// A usageParser reads the keys of a page. Once bad, it returns nothing more of use.
+type usageParser struct {
+	rest   []byte
+	names  []string
+	counts []OperationCount // room for those of several keys
+	bad    bool
+}
+
+func (p *usageParser) bytes(n int) []byte {
+	if len(p.rest) < n {
+		p.bad, p.rest = true, nil
+		return make([]byte, n)
+	}
+	b := p.rest[:n]
+	p.rest = p.rest[n:]
+	return b
+}
+
+// uvarint reads a number in its shortest form.
+func (p *usageParser) uvarint() uint64 {
+	v, n := binary.Uvarint(p.rest)
+	if n <= 0 || n > 1 && p.rest[n-1] == 0 {
+		p.bad, p.rest = true, nil
+		return 0
+	}
+	p.rest = p.rest[n:]
+	return v
+}
+
+func (p *usageParser) name() string {
+	i := p.uvarint()
+	if i >= uint64(len(p.names)) {
+		p.bad = true
+		return ""
+	}
+	return p.names[i]
+}
+
+func (p *usageParser) key(k *KeyUsage) {
+	k.ID = KeyID(p.bytes(len(k.ID)))
+	n := p.uvarint()
+	if n > uint64(len(p.names)) {
+		p.bad = true
 		return
 	}
-	add := *u
-	add.Counts = slices.Clone(u.Counts)
-	t.ops = append(t.ops, func(w *writer) error {
-		sum := new(Usage)
-		plain, ok, err := w.current(key)
-		if err != nil {
-			return err
+	if n := int(n); n > 0 {
+		if cap(p.counts)-len(p.counts) < n {
+			p.counts = make([]OperationCount, 0, max(n, 64))
 		}
-		if ok { // then so does the key
-			if sum, err = decodeUsage(plain); err != nil {
-				return tampered(key, err.Error())
+		at := len(p.counts)
+		for range n {
+			p.counts = append(p.counts, OperationCount{p.name(), p.uvarint()})
+		}
+		k.Counts = p.counts[at:len(p.counts):len(p.counts)]
+		for i, c := range k.Counts {
+			if c.Count == 0 || i > 0 && k.Counts[i-1].Operation >= c.Operation {
+				p.bad = true
 			}
-		} else if _, ok, err := w.current(keyName(ref).key()); err != nil || !ok {
-			return err
 		}
-		sum.Add(&add)
-		value, err := encodeUsage(sum)
-		if err != nil {
-			return err
-		}
-		return w.put(key, value, true)
+	}
+	last := p.uvarint()
+	switch {
+	case last == 0:
+		return
+	case last > uint64(len(p.names)):
+		p.bad = true
+		return
+	}
+	k.Operation = p.names[last-1]
+	ns := int64(binary.BigEndian.Uint64(p.bytes(8)))
+	if ns <= 0 {
+		p.bad = true
+	}
+	k.Time, k.RequestID = getTime(ns), [16]byte(p.bytes(16))
+}
+
+// findUsage returns where a key is on a page, or belongs.
+func findUsage(keys []KeyUsage, id KeyID) (i int, found bool) {
+	return slices.BinarySearchFunc(keys, id, func(k KeyUsage, id KeyID) int { return bytes.Compare(k.ID[:], id[:]) })
+}
+
+// An addition is what AddUsage adds to the usage of a key.
+type addition struct {
+	ref Ref
+	Usage
+}
+
+// AddUsage adds to the usage of a key. If there is no such key it does nothing. All
+// additions of a transaction happen where the first is among its changes.
+func (t *Txn) AddUsage(ref Ref, u *Usage) {
+	if _, ok := t.name(usageName(ref)); !ok {
+		return
+	}
+	add := addition{ref, *u}
+	add.Counts = slices.Clone(u.Counts)
+	t.usages = append(t.usages, add)
+	if len(t.usages) == 1 {
+		t.ops = append(t.ops, func(w *writer) error { return w.addUsage(t.usages) })
+	}
+}
+
+// addUsage adds to the usage of keys, page by page.
+func (w *writer) addUsage(all []addition) error {
+	slices.SortStableFunc(all, func(a, b addition) int {
+		return cmp.Or(strings.Compare(a.ref.Region, b.ref.Region), bytes.Compare(a.ref.ID[:], b.ref.ID[:]))
 	})
+	for len(all) > 0 {
+		n := usageName(all[0].ref)
+		end := 1
+		for end < len(all) && usageName(all[end].ref) == n {
+			end++
+		}
+		if err := w.addToPage(&n, all[:end]); err != nil {
+			return err
+		}
+		all = all[end:]
+	}
+	return nil
+}
+
+// addToPage adds to the usage of keys of one page, which are in the order of their
+// ids.
+func (w *writer) addToPage(n *Name, adds []addition) error {
+	key := n.key()
+	keys, err := w.usagePage(n, key)
+	if err != nil {
+		return err
+	}
+	merged := make([]KeyUsage, 0, len(keys)+len(adds))
+	added := false
+	for len(adds) > 0 {
+		id := adds[0].ref.ID
+		at, found := findUsage(keys, id)
+		merged = append(merged, keys[:at]...)
+		keys = keys[at:]
+		sum := KeyUsage{ID: id}
+		if found {
+			sum, keys = keys[0], keys[1:] // and so there is the key
+			sum.Counts = slices.Clone(sum.Counts)
+		} else if _, found, err = w.current(keyName(adds[0].ref).key()); err != nil {
+			return err
+		}
+		for ; len(adds) > 0 && adds[0].ref.ID == id; adds = adds[1:] {
+			sum.Add(&adds[0].Usage)
+		}
+		if found {
+			merged, added = append(merged, sum), true
+		}
+	}
+	if !added {
+		return nil
+	}
+	return w.putUsage(key, append(merged, keys...))
+}
+
+// usagePage reads a page as this commit would leave it so far.
+func (w *writer) usagePage(n *Name, key []byte) ([]KeyUsage, error) {
+	plain, ok, err := w.current(key)
+	if err != nil || !ok {
+		return nil, err
+	}
+	keys, err := decodeUsage(n, plain)
+	if err != nil {
+		return nil, tampered(key, err.Error())
+	}
+	return keys, nil
+}
+
+func (w *writer) putUsage(key []byte, keys []KeyUsage) error {
+	value, err := encodeUsage(keys)
+	if err != nil {
+		return err
+	}
+	return w.put(key, value, true)
+}
+
+// deleteUsage takes a key off its page.
+func (w *writer) deleteUsage(ref Ref) error {
+	n := usageName(ref)
+	key := n.key()
+	keys, err := w.usagePage(&n, key)
+	if err != nil {
+		return err
+	}
+	i, found := findUsage(keys, ref.ID)
+	switch {
+	case !found:
+		return nil
+	case len(keys) == 1:
+		return w.delete(key, true)
+	}
+	return w.putUsage(key, slices.Delete(keys, i, i+1))
 }
 
 // Usage returns what is known of the use of a key, also if that is nothing.
 func (s *Store) Usage(ref Ref) (*Usage, error) {
-	u, _, err := read(s, usageName(ref), func(_ *Name, b []byte) (*Usage, error) { return decodeUsage(b) })
-	if errors.Is(err, ErrNotFound) {
-		return new(Usage), nil
+	keys, _, err := read(s, usageName(ref), decodeUsage)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
 	}
-	return u, err
+	if i, found := findUsage(keys, ref.ID); found {
+		return &keys[i].Usage, nil
+	}
+	return new(Usage), nil
 }

@@ -184,8 +184,12 @@ func (v *verifier) record(r *raw) {
 		if k != nil && !hasMaterial(k, n.Version) {
 			v.say(r.key, "its key has no such version, or one without material")
 		}
-	case KindPolicy, KindTags, KindUsage:
+	case KindPolicy, KindTags:
 		v.lookUpKey(r.key, ref)
+	case KindUsage:
+		for _, k := range value.([]KeyUsage) {
+			v.lookUpKey(r.key, Ref{n.Region, k.ID})
+		}
 	case KindAlias:
 		a := value.(*Alias)
 		if a.Target == (KeyID{}) {

@@ -1,12 +1,15 @@
 package kms
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,10 +33,11 @@ import (
 //	         that is once per key and flush, not once per request
 //
 // Every usageEvery the flusher takes the dirty list, and adds what was counted to
-// the keys' usage records, usageBatch keys to a commit. It makes a keyUse clean
-// first and reads its counters after, so that a request it does not see makes it
-// dirty again. A failed commit gives the counts back. At a stop everything is
-// written; a crash loses what was counted since the last flush.
+// the keys' usage, in the order of the pages that it is on (keystore), usageBatch
+// pages to a commit. It makes a keyUse clean first and reads its counters after, so
+// that a request it does not see makes it dirty again. A failed commit gives the
+// counts back. At a stop everything is written; a crash loses what was counted since
+// the last flush.
 //
 // A keyUse holds differences only: records are sums. So it does not matter that a
 // key has a new one with every view of it, and an old one as long as that is
@@ -55,7 +59,7 @@ type usageLog struct {
 	done    chan struct{}          // closed when the flusher has ended; nil when never started
 
 	mu    sync.Mutex // held while a batch is taken and written
-	taken *keyUse    // guarded by mu; was on the dirty list, is to be written
+	taken []*keyUse  // guarded by mu; were on the dirty list, are to be written, in the order of their pages
 
 	failures atomic.Uint64
 }
@@ -64,12 +68,15 @@ const (
 	// usageEvery leaves half of the minute, within which use is durable, for
 	// writing.
 	usageEvery = 30 * time.Second
-	// usageBatch is how many keys one commit is about.
-	usageBatch = 100
-	// dirtyUses is the least bound of what is not written, 17 MB. Where more keys stay
-	// in memory anyway, twice as many as those may wait: writing them sooner would be
-	// writing them more often.
-	dirtyUses = 128 << 10
+	// usageBatch is how many pages one commit is about, and usageBatchKeys how many keys
+	// at most.
+	usageBatch     = 100
+	usageBatchKeys = 4096
+	// dirtyUses is the least bound of what is not written, 34 MB: with half of it
+	// from all over a large store, a page is written for eight keys at once. Where more
+	// keys stay in memory anyway, twice as many as those may wait: writing them sooner
+	// would be writing them more often.
+	dirtyUses = 256 << 10
 )
 
 // usageRecord names the store's record of the date since which use is recorded.
@@ -224,38 +231,60 @@ func (k *keyUse) take() *keystore.Usage {
 func (u *usageLog) collect() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.taken == nil {
-		u.taken = u.dirty.Swap(nil)
+	if len(u.taken) > 0 {
+		return
 	}
+	u.taken = u.taken[:0]
+	for k := u.dirty.Swap(nil); k != nil; k = k.next {
+		u.taken = append(u.taken, k)
+	}
+	slices.SortFunc(u.taken, func(a, b *keyUse) int {
+		return cmp.Or(strings.Compare(a.ref.Region, b.ref.Region), bytes.Compare(a.ref.ID[:], b.ref.ID[:]))
+	})
+}
+
+// next takes from what was taken the keys that the next commit is about. mu is held.
+func (u *usageLog) next() (uses []*keyUse) {
+	pages, n := 0, 0
+	for ; n < min(len(u.taken), usageBatchKeys); n++ {
+		if n == 0 || u.taken[n].ref.Region != u.taken[n-1].ref.Region || keystore.UsagePage(u.taken[n].ref) != keystore.UsagePage(u.taken[n-1].ref) {
+			if pages++; pages > usageBatch {
+				break
+			}
+		}
+	}
+	uses = u.taken[:n]
+	if u.taken = u.taken[n:]; len(u.taken) == 0 {
+		u.taken = nil
+	}
+	return uses
 }
 
 // batch writes some of what was taken. It returns false when nothing is left.
 func (u *usageLog) batch() (more bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	var uses [usageBatch]*keyUse
-	var taken [usageBatch]*keystore.Usage
-	n := 0
+	uses := u.next()
+	if len(uses) == 0 {
+		return false, nil
+	}
+	taken := make([]*keystore.Usage, len(uses))
 	t := u.store.NewTxn()
-	for ; n < usageBatch && u.taken != nil; n++ {
-		k := u.taken
-		u.taken, k.next = k.next, nil
+	for i, k := range uses {
+		k.next = nil
 		u.pending.Add(-1)
 		k.dirty.Store(false) // from here on it may be put on the list again
-		uses[n], taken[n] = k, k.take()
-		t.AddUsage(k.ref, taken[n])
-	}
-	if n == 0 {
-		return false, nil
+		taken[i] = k.take()
+		t.AddUsage(k.ref, taken[i])
 	}
 	if err := commit(t); err != nil {
 		u.failures.Add(1)
-		for i, k := range uses[:n] {
+		for i, k := range uses {
 			u.giveBack(k, taken[i])
 		}
-		return false, fmt.Errorf("use of %d keys could not be written: %w", n, err)
+		return false, fmt.Errorf("use of %d keys could not be written: %w", len(uses), err)
 	}
-	return u.taken != nil, nil
+	return len(u.taken) > 0, nil
 }
 
 // giveBack counts again what was taken of k and could not be written.
@@ -340,12 +369,15 @@ func (u *usageLog) of(ref keystore.Ref, own *keyUse) (*keystore.Usage, error) {
 		}
 		sum.Add(&not)
 	}
-	// Both lists only change at their head while mu is held.
-	for _, k := range []*keyUse{u.taken, u.dirty.Load()} {
-		for ; k != nil; k = k.next {
-			if k.ref == ref && k != own {
-				add(k)
-			}
+	// The list only changes at its head while mu is held.
+	for _, k := range u.taken {
+		if k.ref == ref && k != own {
+			add(k)
+		}
+	}
+	for k := u.dirty.Load(); k != nil; k = k.next {
+		if k.ref == ref && k != own {
+			add(k)
 		}
 	}
 	if own != nil {

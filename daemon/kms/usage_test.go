@@ -212,7 +212,7 @@ func TestUseIsWritten(t *testing.T) {
 	now := h.now
 	uses := make([]*keyUse, keys)
 	for i := range uses {
-		ref := keystore.Ref{Region: testRegion, ID: keystore.KeyID{1, byte(i), byte(i >> 8)}}
+		ref := keystore.Ref{Region: testRegion, ID: keystore.KeyID{byte(i), byte(i >> 8)}} // each on a page of its own
 		tx := h.store.NewTxn()
 		tx.PutKey(&keystore.Key{Account: testAccount, Region: testRegion, ID: ref.ID, Spec: "SYMMETRIC_DEFAULT", Usage: "ENCRYPT_DECRYPT", Origin: "EXTERNAL", State: "PendingImport", Manager: "CUSTOMER", Created: now}, 0)
 		if err := commit(tx); err != nil {
