@@ -97,7 +97,7 @@ func createKey(x *exchange, in *wire.CreateKeyRequest) error {
 		return x.notMadeIn(st, rec, err)
 	}
 	x.svc.dropView(ref)
-	v, err := x.svc.view(ref)
+	v, err := x.svc.buildView(rec)
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,9 @@ type keyView struct {
 	store  *keyStore     // the custom key store the key lives in, nil for none
 	use    *keyUse       // what was counted of the key's use through this view
 
+	// read is a ticket of before rec was read; see shelf.go.
+	read ticket
+
 	// expires is when the first of the imported material that the key needs does, in
 	// nanoseconds since 1970; 0 is never. See at.
 	expires int64
@@ -72,8 +75,9 @@ func (s *Service) view(ref keystore.Ref) (*keyView, error) {
 	}
 	ref.Region = s.ownRegion(ref.Region)
 	return s.views.Load(ref, func() (*keyView, error) {
+		ticket := s.shelf.ticket(ref)
 		if rec := s.shelf.key(ref); rec != nil {
-			return s.buildView(rec)
+			return s.buildViewAt(rec, ticket)
 		}
 		rec, err := s.store.Key(ref)
 		if err != nil {
@@ -82,7 +86,7 @@ func (s *Service) view(ref keystore.Ref) (*keyView, error) {
 		if rec.Destroying {
 			return nil, keystore.ErrNotFound
 		}
-		return s.buildView(rec)
+		return s.buildViewAt(rec, ticket)
 	})
 }
 
@@ -96,10 +100,16 @@ func (s *Service) ownRegion(region string) string {
 }
 
 func (s *Service) buildView(rec *keystore.Key) (*keyView, error) {
+	return s.buildViewAt(rec, noTicket)
+}
+
+// buildViewAt is buildView of a record that was read since the ticket was taken.
+func (s *Service) buildViewAt(rec *keystore.Key, at ticket) (*keyView, error) {
 	v := &keyView{
-		rec: rec,
-		ref: keystore.Ref{Region: rec.Region, ID: rec.ID},
-		id:  engine.KeyID{ID: rec.ID, MultiRegion: rec.MultiRegion},
+		rec:  rec,
+		read: at,
+		ref:  keystore.Ref{Region: rec.Region, ID: rec.ID},
+		id:   engine.KeyID{ID: rec.ID, MultiRegion: rec.MultiRegion},
 	}
 	idText := v.id.String()
 	v.arn = keyARN(rec.Region, rec.Account, idText)
@@ -181,13 +191,16 @@ func (s *Service) newHandle(v *keyView) engine.Key {
 	identity := keystore.Identity{Account: v.rec.Account, Region: v.rec.Region, Spec: v.rec.Spec, ID: v.rec.ID}
 	src := func(ctx context.Context, version uint32) ([]byte, error) {
 		ticket := s.shelf.ticket(v.ref)
-		// The key may have been disabled or deleted since this handle was made,
-		// and after its caches were purged: look before fetching again.
-		rec, err := s.store.Key(v.ref)
-		if errors.Is(err, keystore.ErrNotFound) {
-			return nil, keyNotFound(v.arn)
-		} else if err != nil {
-			return nil, err
+		rec := v.rec
+		if ticket != v.read {
+			// The key may have been disabled or deleted since this handle was made,
+			// and after its caches were purged: look before fetching again.
+			var err error
+			if rec, err = s.store.Key(v.ref); errors.Is(err, keystore.ErrNotFound) {
+				return nil, keyNotFound(v.arn)
+			} else if err != nil {
+				return nil, err
+			}
 		}
 		if state, ok := parseState(rec.State); ok {
 			if err := cryptography.check(state, v.arn); err != nil {

@@ -27,7 +27,8 @@ import (
 // dropHandle), then dropped from the caches, then acknowledged. Who puts a key there
 // has read it before, perhaps before the commit: so it asks for a ticket before it
 // reads, and put does nothing if anything was taken off since in that part of the
-// shelf. And who fills a cache from the shelf has registered there before it looks,
+// shelf. In the same way a handle knows whether the record that it was made from is
+// still good when its material is to be opened. And who fills a cache from the shelf has registered there before it looks,
 // so what it found before the change is not kept (keystore.Cache), and a handle that
 // looks does so under the lock that its Purge takes (engine.Memory).
 type shelf struct {
@@ -77,6 +78,9 @@ func (s *shelf) part(ref *keystore.Ref) *shelfPart {
 
 // A ticket says when somebody began to read a key.
 type ticket uint64
+
+// noTicket is the ticket of who has none.
+const noTicket = ^ticket(0)
 
 // ticket is taken before a key is read that is to be put on the shelf.
 func (s *shelf) ticket(ref keystore.Ref) ticket { return ticket(s.part(&ref).dropped.Load()) }
