@@ -229,6 +229,9 @@ func refuse(r Reason, format string, args ...any) *failure {
 	return &failure{reason: r, message: fmt.Sprintf(format, args...)}
 }
 
+// maxDiscard bounds what is read of a body that is refused.
+const maxDiscard = 1 << 20
+
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.RequestURI == ProbePath && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
@@ -252,6 +255,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail = x.answer()
 	}
 	if fail != nil {
+		// A client that is still sending may not read an answer before it is done.
+		_, _ = io.CopyN(io.Discard, r.Body, maxDiscard)
 		row := fail.reason.row()
 		status = row.status
 		wr := writer{}
