@@ -45,7 +45,7 @@ const (
 type combiner struct {
 	// Immutable.
 	call     func(context.Context, hsm.DomainKeyID, []hsm.Item)
-	sessions int // of the root; 0 when it has none to speak of
+	sessions int // of the root
 	now      func() time.Time
 
 	mu    sync.Mutex
@@ -62,14 +62,19 @@ type combined struct {
 	settled, left bool
 }
 
+// newCombiner returns a combiner for a root with so many sessions; 0 is one that does
+// not say, as the software root, and may yet be replaced by a token (rewrap.go).
 func newCombiner(sessions int, call func(context.Context, hsm.DomainKeyID, []hsm.Item)) *combiner {
+	if sessions < 1 {
+		sessions = hsm.DefaultSessions
+	}
 	return &combiner{call: call, sessions: sessions, now: time.Now}
 }
 
 // allowed is how many runners there may be, and how much each takes. Called with
 // mu held.
 func (c *combiner) allowed() (runs, items int) {
-	if c.slow && c.sessions > 1 {
+	if c.slow {
 		return min(c.sessions, maxRuns), slowCombined
 	}
 	return 1, maxCombined
@@ -129,7 +134,7 @@ func (c *combiner) run() {
 			}
 			close(j.done)
 		}
-		rounds := 1 + (len(group)-1)/max(c.sessions, 1)
+		rounds := 1 + (len(group)-1)/c.sessions
 		c.slow = took > time.Duration(rounds)*slowRound
 		// What had to wait for one runner need not wait any longer.
 		runs, each := c.allowed()
