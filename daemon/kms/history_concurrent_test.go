@@ -166,6 +166,8 @@ func (k keyAt) after(e *event, region string) (next []keyAt) {
 				return []keyAt{rotated, k}
 			}
 			return []keyAt{rotated}
+		case e.joins && e.code != "": // who joins a rotation gets its outcome
+			return same(true)
 		case e.code == codeSoon:
 			return same(is("Enabled") && k.primary == region && (k.due || e.beside))
 		case e.code == codeUnsupported:

@@ -101,9 +101,15 @@ type aimed struct {
 
 // aim chooses a key, and how to name it.
 func (p *player) aim(withAliases bool) aimed {
-	var keys []*mkey
-	if keys = p.w.live(); len(keys) == 0 || p.chance(4) {
+	keys := p.w.live()
+	if len(keys) == 0 || p.chance(4) {
 		keys = p.w.keys
+	}
+	if p.chance(50) { // more happens to keys that can be used
+		enabled := slices.DeleteFunc(slices.Clone(keys), func(k *mkey) bool { return p.w.shown(k) != "Enabled" })
+		if len(enabled) > 0 {
+			keys = enabled
+		}
 	}
 	if len(keys) == 0 {
 		return aimed{historyRegions[0], "12345678-1234-4234-8234-123456789012", nil}
@@ -402,7 +408,7 @@ func (p *player) external() aimed {
 // ask gets parameters for import into a key, unless those that it has will do.
 func (p *player) ask(a aimed) bool {
 	want := ruled(a, p.imports)
-	if want == "" && a.key.params != nil && p.chance(85) {
+	if want == "" && a.key.params != nil && p.chance(90) && (p.w.now.Before(a.key.paramsUntil) || p.chance(20)) {
 		return true
 	}
 	r := p.expect(want, a.region, "GetParametersForImport", args{"KeyId": a.text, "WrappingAlgorithm": "SM2PKE", "WrappingKeySpec": "SM2"})
@@ -428,7 +434,7 @@ func (p *player) importMaterial() {
 		return
 	}
 	k, f := a.key, a.key.fam
-	secret := byte(1 + p.d.IntN(3))
+	secret := byte(1 + p.d.IntN(5))
 	if len(f.materials) > 0 && p.chance(60) { // mostly what is known
 		secret = one(p, f.materials...).secret
 	}
@@ -442,7 +448,7 @@ func (p *player) importMaterial() {
 		until = p.w.now.Add(one(p, time.Hour, 30*time.Hour, 20*day)).Truncate(time.Millisecond)
 		more["ExpirationModel"], more["ValidTo"] = "KEY_MATERIAL_EXPIRES", wireTime(until)
 	}
-	kind := one(p, "", "", newMaterial, existingMaterial, existingMaterial)
+	kind := one(p, "", newMaterial, newMaterial, existingMaterial)
 	if !k.kind.symmetric && p.chance(90) {
 		kind = ""
 	}
@@ -450,7 +456,7 @@ func (p *player) importMaterial() {
 		more["ImportType"] = kind
 	}
 	claimed := ""
-	if p.chance(20) {
+	if p.chance(15) {
 		claimed = one(p, id, id, p.idOf(k, filled(77), 77))
 		more["KeyMaterialId"] = claimed
 	}
@@ -497,8 +503,9 @@ func (p *player) importMaterial() {
 	} else if description != "" {
 		known.description = description
 	}
+	lost := p.w.shown(k) == "PendingImport"
 	k.held[known] = &mheld{until}
-	if k.state == "PendingImport" && k.complete() {
+	if lost && k.complete() {
 		k.state = "Enabled"
 	}
 }
@@ -568,6 +575,9 @@ func (p *player) updatePrimary() {
 		}
 	}
 	region := one(p, historyRegions...)
+	if a.key != nil && p.chance(70) {
+		region = one(p, a.key.fam.members...).region
+	}
 	var target *mkey
 	want := ruled(a, func(k *mkey) string {
 		if code := first(p.w.in(k, "Enabled"), when(!k.fam.multi || k.fam.primary != k || k.region == region, codeUnsupported)); code != "" {
@@ -582,157 +592,6 @@ func (p *player) updatePrimary() {
 	if want == "" {
 		a.key.fam.primary = target
 	}
-}
-
-func (p *player) createGrant() {
-	a := p.aim(false)
-	dry := p.chance(10)
-	g := &mgrant{grantee: one(p, userAlice, userAlice+"2"), created: p.w.now, operations: []string{"DescribeKey"}}
-	in := args{"KeyId": a.text, "GranteePrincipal": g.grantee}
-	if p.chance(60) {
-		g.label = one(p, "first", "second")
-		in["Name"] = g.label
-	}
-	if p.chance(40) {
-		g.retiring = userAlice + "3"
-		in["RetiringPrincipal"] = g.retiring
-	}
-	if p.chance(60) {
-		g.operations = []string{"Decrypt", "Encrypt"}
-	}
-	in["Operations"] = g.operations
-	if dry {
-		in["DryRun"] = true
-	}
-	var same *mgrant
-	want := ruled(a, func(k *mkey) string {
-		if code := first(p.w.in(k, "Enabled"), when(len(g.operations) == 2 && k.kind.usage != "ENCRYPT_DECRYPT", codeValidation)); code != "" {
-			return code
-		}
-		for _, o := range k.grants {
-			if g.label != "" && o.label == g.label && o.grantee == g.grantee && o.retiring == g.retiring && slices.Equal(o.operations, g.operations) {
-				same = o
-			}
-		}
-		return first(when(same == nil && len(k.grants) >= historyGrants, codeLimit), when(dry, codeDry))
-	})
-	r := p.expect(want, a.region, "CreateGrant", in)
-	if want != "" {
-		return
-	}
-	if same != nil {
-		p.equal("GrantId", r.str("GrantId"), same.id)
-		return
-	}
-	g.id, g.token = r.str("GrantId"), r.str("GrantToken")
-	g.name = p.w.label("grant", g.id)
-	k := a.key
-	k.grants = append(k.grants, g)
-	slices.SortFunc(k.grants, func(a, b *mgrant) int { return strings.Compare(a.id, b.id) })
-}
-
-// aGrant chooses a key and one of its grants, mostly.
-func (p *player) aGrant() (aimed, *mgrant) {
-	a := p.aim(false)
-	for _, k := range p.w.live() {
-		if len(k.grants) > 0 && p.chance(50) {
-			a = p.name(k, false)
-			break
-		}
-	}
-	if a.key == nil || len(a.key.grants) == 0 {
-		return a, &mgrant{id: noGrant}
-	}
-	// They are sorted by their random ids: take them by what is the same in every run.
-	oldest := slices.SortedFunc(slices.Values(a.key.grants), func(a, b *mgrant) int { return strings.Compare(a.name, b.name) })
-	return a, oldest[p.d.IntN(len(oldest))]
-}
-
-func (k *mkey) drop(g *mgrant) {
-	k.grants = slices.DeleteFunc(k.grants, func(o *mgrant) bool { return o == g })
-}
-
-func (p *player) revokeGrant() {
-	a, g := p.aGrant()
-	want := ruled(a, func(*mkey) string { return when(g.name == "", codeNotFound) })
-	p.expect(want, a.region, "RevokeGrant", args{"KeyId": a.text, "GrantId": g.id})
-	if want == "" {
-		a.key.drop(g)
-	}
-}
-
-func (p *player) retireGrant() {
-	a, g := p.aGrant()
-	in := args{"GrantToken": g.token}
-	if g.name == "" || p.chance(50) {
-		in = args{"KeyId": "arn:aws:kms:" + a.region + ":" + testAccount + ":key/" + a.text[strings.LastIndex(a.text, "/")+1:], "GrantId": g.id}
-	}
-	want := ruled(a, func(*mkey) string { return when(g.name == "", codeNotFound) })
-	if p.chance(15) && want == "" {
-		in["DryRun"], want = true, codeDry
-	}
-	p.expect(want, a.region, "RetireGrant", in)
-	if want == "" {
-		a.key.drop(g)
-	}
-}
-
-func (w *world) aliasesOf(k *mkey) (n int) {
-	for _, a := range w.aliases {
-		if a.target == k {
-			n++
-		}
-	}
-	return n
-}
-
-func (p *player) createAlias() {
-	a, name := p.aim(false), one(p, historyAliasNames...)
-	at := [2]string{a.region, name}
-	want := ruled(a, func(k *mkey) string {
-		return first(p.w.changed(k), when(p.w.aliases[at] != nil, codeExists), when(p.w.aliasesOf(k) >= historyAliases, codeLimit))
-	})
-	p.expect(want, a.region, "CreateAlias", args{"AliasName": name, "TargetKeyId": a.text})
-	if want == "" {
-		p.w.aliases[at] = &malias{a.region, name, a.key, p.w.now, p.w.now}
-	}
-}
-
-// anAlias chooses the name of an alias, mostly of one that is there.
-func (p *player) anAlias(region string) string {
-	for _, name := range historyAliasNames {
-		if p.w.aliases[[2]string{region, name}] != nil && p.chance(50) {
-			return name
-		}
-	}
-	return one(p, historyAliasNames...)
-}
-
-func (p *player) updateAlias() {
-	a := p.aim(false)
-	name := p.anAlias(a.region)
-	alias := p.w.aliases[[2]string{a.region, name}]
-	want := codeNotFound
-	if alias != nil {
-		want = ruled(a, func(k *mkey) string {
-			old := alias.target.kind
-			return first(p.w.changed(k),
-				when(old.usage != k.kind.usage || old.symmetric != k.kind.symmetric || old.asymmetric != k.kind.asymmetric, codeValidation),
-				when(alias.target != k && p.w.aliasesOf(k) >= historyAliases, codeLimit))
-		})
-	}
-	p.expect(want, a.region, "UpdateAlias", args{"AliasName": name, "TargetKeyId": a.text})
-	if want == "" {
-		alias.target, alias.updated = a.key, p.w.now
-	}
-}
-
-func (p *player) deleteAlias() {
-	region := p.aim(false).region
-	name := p.anAlias(region)
-	at := [2]string{region, name}
-	p.expect(when(p.w.aliases[at] == nil, codeNotFound), region, "DeleteAlias", args{"AliasName": name})
-	delete(p.w.aliases, at)
 }
 
 var historyContexts = []args{nil, {"a": "1"}, {"a": "2", "b": "3"}}

@@ -60,8 +60,9 @@ type historyStep struct {
 	seed uint64
 }
 
-// A history is steps, and what they have to do with: histories that are all like the
-// average of them would never get deep into anything.
+// A history is steps, and the keys that they have to do with. Each has a theme and
+// does without some kinds of steps: histories that are all like the average of them
+// would never get deep into anything.
 type history struct {
 	steps    []historyStep
 	mostKeys int // at the same time
@@ -70,20 +71,43 @@ type history struct {
 	multi    int // how many of a hundred keys are multi-Region keys
 }
 
-// newHistory makes a history. Each prefers some kinds of steps and does without
-// others, and has keys of some kinds only.
+// themes are what a history may be about, besides everything: steps that it has many
+// times more of, and what keys it has.
+var themes = []struct {
+	about   []string
+	origins []string
+	multi   int
+	kinds   []*mspec
+}{
+	{nil, []string{originLocal, originExternal}, 30, []*mspec{specSymmetric, specSymmetric, specHMAC, specP256, specSM2, specMLDSA}},
+	{nil, []string{originLocal, originExternal}, 50, []*mspec{specSymmetric}},
+	{[]string{"EnableKeyRotation", "RotateKeyOnDemand", "time passes", "scheduler", "GenerateDataKey"}, []string{originLocal}, 0, []*mspec{specSymmetric}},
+	{[]string{"EnableKeyRotation", "RotateKeyOnDemand", "time passes", "scheduler", "ReplicateKey", "UpdatePrimaryRegion"}, []string{originLocal}, 100, []*mspec{specSymmetric}},
+	{[]string{"ImportKeyMaterial", "DeleteImportedKeyMaterial", "RotateKeyOnDemand", "time passes", "scheduler"}, []string{originExternal}, 0, []*mspec{specSymmetric}},
+	{[]string{"ImportKeyMaterial", "RotateKeyOnDemand", "ReplicateKey", "UpdatePrimaryRegion", "DeleteImportedKeyMaterial"}, []string{originExternal}, 100, []*mspec{specSymmetric}},
+	{[]string{"ImportKeyMaterial", "ReplicateKey", "ScheduleKeyDeletion", "time passes", "scheduler"}, []string{originExternal}, 100, []*mspec{specSymmetric}},
+	{[]string{"CreateAlias", "UpdateAlias", "DeleteAlias", "Encrypt", "restart"}, []string{originLocal}, 0, []*mspec{specSymmetric, specSymmetric, specSM2}},
+	{[]string{"CreateGrant", "RevokeGrant", "RetireGrant", "TagResource", "one key"}, []string{originLocal}, 30, []*mspec{specSymmetric, specP256}},
+	{[]string{"ScheduleKeyDeletion", "CancelKeyDeletion", "ReplicateKey", "time passes", "scheduler"}, []string{originLocal}, 100, []*mspec{specSymmetric, specHMAC}},
+}
+
+// newHistory makes a history.
 func newHistory(seed uint64, length int) *history {
 	d := rand.New(rand.NewPCG(seed, 1))
+	theme := themes[seed%uint64(len(themes))]
 	h := &history{
-		steps: make([]historyStep, length), mostKeys: []int{1, 2, 3, 4, 6, 9}[d.IntN(6)], multi: []int{0, 30, 100, 100}[d.IntN(4)],
-		origins: [][]string{{originLocal}, {originExternal}, {originLocal, originExternal}}[d.IntN(3)],
-		kinds:   [][]*mspec{{specSymmetric}, {specSymmetric}, {specSymmetric, specSymmetric, specHMAC, specP256}, {specSymmetric, specSymmetric, specSM2, specMLDSA, specP256, specHMAC}}[d.IntN(4)],
+		steps: make([]historyStep, length), mostKeys: []int{1, 2, 3, 4, 6}[d.IntN(5)],
+		origins: theme.origins, multi: theme.multi, kinds: theme.kinds,
 	}
 	weights, total := make([]int, len(stepKinds)), 0
 	for i, k := range stepKinds {
-		weights[i] = k.weight * []int{0, 1, 1, 1, 1, 4}[d.IntN(6)]
-		if k.always {
-			weights[i] = max(weights[i], k.weight)
+		switch {
+		case slices.Contains(theme.about, k.name):
+			weights[i] = 5 * max(k.weight, 3)
+		case k.always:
+			weights[i] = k.weight
+		default:
+			weights[i] = k.weight * []int{0, 1, 1, 2}[d.IntN(4)]
 		}
 		total += weights[i]
 	}
@@ -396,7 +420,7 @@ func TestHistories(t *testing.T) {
 	clear(outcomes)
 	for ; played < count && (budget == 0 || played < 8 || time.Since(began) < budget); played++ {
 		seed := from + played
-		checkHistory(t, settings[seed%uint64(len(settings))], seed, length)
+		checkHistory(t, settings[seed/uint64(len(themes))%uint64(len(settings))], seed, length)
 	}
 	t.Logf("%d histories of %d steps in %s", played, length, time.Since(began).Round(time.Millisecond))
 	if testing.Verbose() {

@@ -247,6 +247,9 @@ func (f *family) add(m *incoming) (number uint32, store bool, err error) {
 	case i < 0:
 		return 0, false, incorrect("The key material is not associated with the KMS key %s: only the same key material can be imported again.", m.view.arn)
 	}
+	// A disabled key that has lost material comes back enabled, whether or not the
+	// scheduler has found that out yet.
+	late := k.State == stateDisabled.String() && overdue(k, m.now)
 	v := &k.Versions[i]
 	store = v.Missing
 	if v.MaterialID != m.id {
@@ -263,7 +266,7 @@ func (f *family) add(m *incoming) (number uint32, store bool, err error) {
 			}
 		}
 	}
-	if k.State == statePendingImport.String() && materialComplete(k) {
+	if (k.State == statePendingImport.String() || late) && materialComplete(k) {
 		k.State = stateEnabled.String()
 	}
 	number = v.Number
@@ -449,6 +452,12 @@ func (s *Service) expireDue(rec *keystore.Key, now time.Time) error {
 // expired tells whether the time of a version's material is over.
 func expired(v *keystore.Version, now time.Time) bool {
 	return v.Expires && !v.Missing && !now.Before(v.ValidTo)
+}
+
+// overdue tells whether the time of a permanent version's material is over.
+func overdue(k *keystore.Key, now time.Time) bool {
+	first := earliestExpiry(k)
+	return !first.IsZero() && !now.Before(first)
 }
 
 // earliestExpiry returns when the first of a key's permanent versions expires, the

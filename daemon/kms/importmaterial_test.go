@@ -247,6 +247,29 @@ func (h *harness) inRegion(region string, f func()) {
 	h.key.Region = home
 }
 
+// TestImportAgainIntoDisabled: a disabled key whose material has expired comes back the
+// same, enabled, whether it is imported again before the scheduler deletes it or after.
+func TestImportAgainIntoDisabled(t *testing.T) {
+	for _, swept := range []bool{false, true} {
+		h := newHarness(t)
+		id, _ := h.external("SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT", false)
+		h.importInto(id, filled(1), h.expiring(time.Hour))
+		h.must("DisableKey", args{"KeyId": id})
+		h.now = h.now.Add(time.Hour - time.Second)
+		h.importInto(id, filled(1), h.expiring(time.Hour)) // it has lost nothing yet
+		h.wantMetadata(id, args{"KeyState": "Disabled"})
+		h.now = h.now.Add(time.Hour)
+		if swept {
+			h.due()
+		}
+		h.wantMetadata(id, args{"KeyState": "PendingImport"})
+		h.importInto(id, filled(1), nil)
+		h.wantMetadata(id, args{"KeyState": "Enabled"})
+		h.due()
+		h.wantMetadata(id, args{"KeyState": "Enabled"})
+	}
+}
+
 // TestImportFamily: related keys know the same material, each keeps its own bytes,
 // and rotation waits until all have them.
 func TestImportFamily(t *testing.T) {
