@@ -311,7 +311,7 @@ func TestHungModuleIsReplaced(t *testing.T) {
 	token := hsmtest.Shim(t)
 	token.Config.Child = hsmtest.Child
 	token.Config.Sessions = 2
-	token.Config.Timeout = 200 * time.Millisecond
+	token.Config.Timeout = time.Second
 	r := openToken(t, token.Config)
 	id := newDomainKey(t, r)
 	wraps := wrapAll(t, r, id, 1)

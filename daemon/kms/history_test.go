@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/valyala/fasthttp/fasthttputil"
 
@@ -24,6 +23,7 @@ import (
 	"keymill/engine"
 	"keymill/hsm/hsmtest"
 	"keymill/keystore"
+	"keymill/keystore/keystoretest"
 )
 
 // # Histories
@@ -153,7 +153,7 @@ var settings = []setting{
 // crash. It ends a history at the first failure.
 type rig struct {
 	*harness
-	fs   *vfs.MemFS
+	fs   *keystoretest.FS
 	told []string
 	logs logged
 }
@@ -189,7 +189,7 @@ func (f failures) Errorf(t string, a ...any) { panic(historyFailure(fmt.Sprintf(
 func (f failures) Fatalf(t string, a ...any) { panic(historyFailure(fmt.Sprintf(t, a...))) }
 
 func newRig(t testing.TB, of setting, limits *quota.Profile, clock func() time.Time) *rig {
-	r := &rig{fs: vfs.NewCrashableMem(), harness: &harness{
+	r := &rig{fs: keystoretest.NewFS(), harness: &harness{
 		TB:   failures{t},
 		root: hsmtest.NewMemory(),
 		key:  sigv4test.Key{ID: "AKIAIOSFODNN7EXAMPLE", Secret: "not-a-secret-but-a-test-fixture-0123456789", Region: testRegion, Service: "kms"},
@@ -250,7 +250,7 @@ func (r *rig) restartService() {
 func (r *rig) reopen(dice *rand.Rand) {
 	fs := r.fs
 	if dice != nil {
-		fs = r.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 50 * dice.IntN(3), RNG: dice})
+		fs = keystoretest.Crash(r.fs, 50*dice.IntN(3), dice)
 	}
 	r.end()
 	if err := r.store.Close(); err != nil {
