@@ -81,7 +81,7 @@ func TestBenchArguments(t *testing.T) {
 func TestBench(t *testing.T) {
 	dir := t.TempDir()
 	first, second, page := filepath.Join(dir, "1.json"), filepath.Join(dir, "2.json"), filepath.Join(dir, "r.html")
-	short := []string{"bench", "--rounds", "2", "--duration", "100ms", "--warmup", "50ms", "--connections", "2"}
+	short := []string{"bench", "--rounds", "2", "--duration", "400ms", "--warmup", "50ms", "--connections", "2"}
 	stdout, stderr, status := run(t, append(short, "--op", "Encrypt", "--mix", "storage", "--payload", "100", "--keys", "3", "--tls", "--baseline", "--json", first)...)
 	if status != 0 || stderr != "" {
 		t.Fatalf("status %d: %s", status, stderr)
@@ -125,7 +125,7 @@ func TestBench(t *testing.T) {
 
 // The light class beside the heavy one, in one run.
 func TestBenchBackground(t *testing.T) {
-	stdout, stderr, status := run(t, "bench", "--rounds", "1", "--duration", "200ms", "--warmup", "0s", "--op", "GenerateDataKey",
+	stdout, stderr, status := run(t, "bench", "--rounds", "1", "--duration", "500ms", "--warmup", "0s", "--op", "GenerateDataKey",
 		"--rate", "100", "--background", "Sign:RSA_2048:2")
 	if status != 0 || stderr != "" {
 		t.Fatalf("status %d: %s", status, stderr)
@@ -142,7 +142,7 @@ func TestBenchBackground(t *testing.T) {
 func TestBenchEndpoint(t *testing.T) {
 	dir := t.TempDir()
 	p := serveDaemon(t, "--data", dir, "--quota-profile", "none")
-	args := []string{"bench", "--rounds", "1", "--duration", "50ms", "--warmup", "0s", "--op", "Encrypt", "--endpoint", p.endpoint}
+	args := []string{"bench", "--rounds", "1", "--duration", "500ms", "--warmup", "0s", "--op", "Encrypt", "--endpoint", p.endpoint}
 	stdout, stderr, status := run(t, append(args, "--credentials", filepath.Join(dir, "credentials"))...)
 	if status != 0 || stderr != "" || !strings.Contains(stdout, p.endpoint+" (aws)") {
 		t.Errorf("status %d: %s\n%s", status, stderr, stdout)
@@ -177,7 +177,7 @@ func TestBenchStartup(t *testing.T) {
 func TestBenchScale(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	for i, keys := range []string{"20", "30"} {
-		stdout, stderr, status := run(t, "bench", "scale", "--keys", keys, "--data", dir, "--rounds", "1", "--duration", "50ms", "--connections", "2")
+		stdout, stderr, status := run(t, "bench", "scale", "--keys", keys, "--data", dir, "--rounds", "1", "--duration", "1s", "--connections", "2")
 		if status != 0 || stderr != "" {
 			t.Fatalf("status %d: %s", status, stderr)
 		}
