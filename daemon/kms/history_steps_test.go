@@ -359,6 +359,11 @@ func (p *player) disableRotation() {
 
 func (p *player) rotateNow() {
 	a := p.aim(false)
+	for _, k := range p.w.live() { // it is mostly for those that it is for
+		if k.fam.primary == k && k.fam.waiting() != nil && p.chance(50) {
+			a = p.name(k, false)
+		}
+	}
 	want := ruled(a, func(k *mkey) string {
 		f := k.fam
 		if code := first(p.w.in(k, "Enabled"), when(!k.kind.symmetric || f.primary != k, codeUnsupported)); code != "" {
@@ -386,164 +391,19 @@ func (p *player) rotateNow() {
 	}
 }
 
-// imports refuses keys that take no imported material.
-func (p *player) imports(k *mkey) string {
-	return first(when(k.fam.origin != "EXTERNAL", codeUnsupported), p.w.changed(k))
-}
-
-// external chooses a key, mostly one of imported material.
-func (p *player) external() aimed {
-	var keys []*mkey
-	for _, k := range p.w.live() {
-		if k.fam.origin == originExternal {
-			keys = append(keys, k)
-		}
-	}
-	if len(keys) == 0 || p.chance(10) {
-		return p.aim(false)
-	}
-	return p.name(keys[p.d.IntN(len(keys))], false)
-}
-
-// ask gets parameters for import into a key, unless those that it has will do.
-func (p *player) ask(a aimed) bool {
-	want := ruled(a, p.imports)
-	if want == "" && a.key.params != nil && p.chance(90) && (p.w.now.Before(a.key.paramsUntil) || p.chance(20)) {
-		return true
-	}
-	r := p.expect(want, a.region, "GetParametersForImport", args{"KeyId": a.text, "WrappingAlgorithm": "SM2PKE", "WrappingKeySpec": "SM2"})
-	if want != "" {
-		return false
-	}
-	a.key.params = &parameters{"SM2PKE", r.str("ImportToken"), fromBase64(p.harness, r.str("PublicKey"))}
-	a.key.paramsUntil = p.w.now.Add(24 * time.Hour).Truncate(time.Millisecond)
-	return true
-}
-
-// idOf returns the KeyMaterialId that material has in a key, and names it.
-func (p *player) idOf(k *mkey, material []byte, secret byte) string {
-	id := materialIDOf(k.id, material)
-	p.w.names[id] = fmt.Sprint(p.w.names[k.id], " material ", secret)
-	return id
-}
-
-// importMaterial imports one of a few materials, in any of the ways there are.
-func (p *player) importMaterial() {
-	a := p.external()
-	if !p.ask(a) {
-		return
-	}
-	k, f := a.key, a.key.fam
-	secret := byte(1 + p.d.IntN(5))
-	if len(f.materials) > 0 && p.chance(60) { // mostly what is known
-		secret = one(p, f.materials...).secret
-	}
-	material := filled(secret)
-	if k.kind.asymmetric {
-		material = historyPair(secret)
-	}
-	id := p.idOf(k, material, secret)
-	more, until := args{}, time.Time{}
-	if p.chance(40) {
-		until = p.w.now.Add(one(p, time.Hour, 30*time.Hour, 20*day)).Truncate(time.Millisecond)
-		more["ExpirationModel"], more["ValidTo"] = "KEY_MATERIAL_EXPIRES", wireTime(until)
-	}
-	kind := one(p, "", newMaterial, newMaterial, existingMaterial)
-	if !k.kind.symmetric && p.chance(90) {
-		kind = ""
-	}
-	if kind != "" {
-		more["ImportType"] = kind
-	}
-	claimed := ""
-	if p.chance(15) {
-		claimed = one(p, id, id, p.idOf(k, filled(77), 77))
-		more["KeyMaterialId"] = claimed
-	}
-	description := ""
-	if p.chance(20) {
-		description = fmt.Sprint("material ", secret)
-		more["KeyMaterialDescription"] = description
-	}
-
-	known, replica, begins := f.bySecret(secret), f.primary != k, len(f.materials) == 0
-	asNew := kind == newMaterial || kind == "" && claimed == "" && begins
-	var want string
-	switch {
-	case !k.kind.symmetric && (kind != "" || claimed != "" || description != ""):
-		want = codeUnsupported
-	case kind == newMaterial && claimed != "":
-		want = codeValidation
-	case kind == newMaterial && replica, description != "" && replica:
-		want = codeUnsupported
-	case !p.w.now.Before(k.paramsUntil):
-		want = codeTokenExpired
-	case asNew && replica:
-		want = codeState
-	case asNew && known != nil:
-		want = codeMaterial
-	case asNew && f.waiting() != nil:
-		want = codeState
-	case !asNew && (claimed != "" && claimed != id || known == nil):
-		want = codeMaterial
-	}
-	r := p.expect(want, a.region, "ImportKeyMaterial", k.params.wrapped(p.harness, a.text, material, more))
-	if want != "" {
-		return
-	}
-	if k.kind.symmetric {
-		p.equal("KeyMaterialId", r.str("KeyMaterialId"), id)
-	}
-	if asNew {
-		known = &mmaterial{name: p.w.names[id], id: id, secret: secret, pending: !begins, description: description}
-		f.materials = append(f.materials, known)
-		if begins {
-			f.current = known
-		}
-	} else if description != "" {
-		known.description = description
-	}
-	lost := p.w.shown(k) == "PendingImport"
-	k.held[known] = &mheld{until}
-	if lost && k.complete() {
-		k.state = "Enabled"
-	}
-}
-
-func (p *player) deleteMaterial() {
-	a := p.external()
-	in := args{"KeyId": a.text}
-	var m *mmaterial
-	want := ruled(a, func(k *mkey) string { return when(k.fam.origin != "EXTERNAL", codeUnsupported) })
-	if want == "" {
-		f := a.key.fam
-		m = f.current
-		switch {
-		case p.chance(40) && len(f.materials) > 0:
-			m = one(p, f.materials...)
-			in["KeyMaterialId"] = m.id
-		case p.chance(10):
-			in["KeyMaterialId"] = p.idOf(a.key, filled(77), 77)
-			want = codeNotFound
-		}
-		if in["KeyMaterialId"] != nil && !a.key.kind.symmetric {
-			want = codeUnsupported
-		}
-	}
-	p.expect(want, a.region, "DeleteImportedKeyMaterial", in)
-	if want == "" && m != nil {
-		a.key.lose(m)
-	}
-}
-
 func (p *player) replicate() {
 	a := p.aim(false)
 	for _, k := range p.w.live() {
-		if k.fam.multi && k.fam.primary == k && p.chance(50) {
+		if k.fam.multi && k.fam.primary == k && p.w.shown(k) == "Enabled" && p.chance(60) {
 			a = p.name(k, false)
 		}
 	}
 	region := one(p, historyRegions...)
+	for range 2 {
+		if a.key != nil && a.key.fam.in(region) != nil && p.chance(70) {
+			region = one(p, historyRegions...)
+		}
+	}
 	want := ruled(a, func(k *mkey) string {
 		return first(p.w.in(k, "Enabled"), when(!k.fam.multi || k.fam.primary != k, codeUnsupported), when(k.fam.in(region) != nil, codeExists))
 	})
@@ -568,15 +428,11 @@ func (p *player) replicate() {
 }
 
 func (p *player) updatePrimary() {
-	a := p.aim(false)
+	a, region := p.aim(false), one(p, historyRegions...)
 	for _, k := range p.w.live() {
-		if len(k.fam.members) > 1 && k.fam.primary == k && p.chance(50) {
-			a = p.name(k, false)
+		if k.fam.primary != k && p.w.in(k, "Enabled") == "" && p.w.in(k.fam.primary, "Enabled") == "" && p.chance(60) {
+			a, region = p.name(k.fam.primary, false), k.region
 		}
-	}
-	region := one(p, historyRegions...)
-	if a.key != nil && p.chance(70) {
-		region = one(p, a.key.fam.members...).region
 	}
 	var target *mkey
 	want := ruled(a, func(k *mkey) string {
