@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -45,6 +46,11 @@ preset the access key.`,
 	return cmd
 }
 
+// gcPercent is how much the heap may grow between two collections, unless GOGC says
+// otherwise. Go's 100 makes 1 GB of the 400 MB that a million warm keys are; a
+// request on a hot key leaves no garbage, so that collecting sooner costs it nothing.
+const gcPercent = 60
+
 func serve(ctx context.Context, conf daemon.Config, warnings []string) error {
 	log, err := newLogger(conf)
 	if err != nil {
@@ -55,6 +61,10 @@ func serve(ctx context.Context, conf daemon.Config, warnings []string) error {
 	syscall.Umask(0o077)
 	for _, w := range append(warnings, arena.Harden()...) {
 		log.Warn(w)
+	}
+
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 
 	srv, err := daemon.New(conf, daemon.Environment{Logger: log, Stdout: os.Stdout, Getenv: takeEnv, HSMChild: hsmChild(conf)})
