@@ -48,7 +48,7 @@ import (
 const (
 	// histories is how many are played without being asked for more: a number for
 	// every day. Their seeds are always the same.
-	histories     = 160
+	histories     = 240
 	historyLength = 60
 	// historyBudget ends a run that was not asked for on a slow machine.
 	historyBudget = 12 * time.Second
