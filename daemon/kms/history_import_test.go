@@ -179,4 +179,3 @@ func (p *player) deleteMaterial() {
 		a.key.lose(m)
 	}
 }
-
