@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -138,11 +139,14 @@ func keyStores(file string, prepare func(*hsm.PKCS11Config)) (c kms.KeyStoreConf
 			OtherKeys: e.OtherKeys,
 		}
 		if e.TrustAnchor != "" {
-			pem, err := readBounded(relativeTo(file, e.TrustAnchor), maxKeyStoreFile)
+			text, err := readBounded(relativeTo(file, e.TrustAnchor), maxKeyStoreFile)
 			if err != nil {
 				return c, err
 			}
-			cluster.TrustAnchor = string(pem)
+			if block, _ := pem.Decode(text); block == nil {
+				return c, fmt.Errorf("clusters: %s: trust-anchor: %s holds no certificate in PEM", id, e.TrustAnchor)
+			}
+			cluster.TrustAnchor = string(text)
 		}
 		prepare(&cluster.Token)
 		c.Clusters[id] = cluster

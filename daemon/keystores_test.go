@@ -24,10 +24,12 @@ xks:
     xks.example.com: 10.0.0.7:8443
 `
 
+const testAnchor = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
+
 func TestKeyStoreFile(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "stores.yaml")
-	for name, text := range map[string]string{"stores.yaml": keyStoreText, "anchor.pem": "an anchor"} {
+	for name, text := range map[string]string{"stores.yaml": keyStoreText, "anchor.pem": testAnchor} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -38,7 +40,7 @@ func TestKeyStoreFile(t *testing.T) {
 	}
 	got := c.Clusters["cluster-2a34b5cdefg"]
 	if len(c.Clusters) != 1 || got.Token.Module != filepath.Join(dir, "lib/module.so") || got.Token.TokenLabel != "payments" ||
-		got.Token.Sessions != 16 || got.Token.Timeout != 1 || got.TrustAnchor != "an anchor" || !got.OtherKeys {
+		got.Token.Sessions != 16 || got.Token.Timeout != 1 || got.TrustAnchor != testAnchor || !got.OtherKeys {
 		t.Errorf("%+v", c.Clusters)
 	}
 	if p := c.Proxies; len(p.CAFiles) != 1 || p.CAFiles[0] != filepath.Join(dir, "proxies.pem") || p.CertFile != filepath.Join(dir, "client.pem") ||
@@ -58,6 +60,7 @@ func TestKeyStoreFileRefused(t *testing.T) {
 		"sessions":       {"clusters:\n  cluster-aaaaaaaaaaa: {module: m, token: t, sessions: -1}\n", "sessions is -1"},
 		"two documents":  {"clusters: {}\n---\nxks: {}\n", "more than one document"},
 		"no mapping":     {"- 1\n", "line 1"},
+		"no anchor":      {"clusters:\n  cluster-aaaaaaaaaaa: {module: m, token: t, trust-anchor: stores.yaml}\n", "holds no certificate in PEM"},
 		"anchor missing": {"clusters:\n  cluster-aaaaaaaaaaa: {module: m, token: t, trust-anchor: none.pem}\n", "none.pem"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -9,7 +10,9 @@ import (
 	"time"
 
 	"keymill/daemon/wire"
+	"keymill/daemon/xks"
 	"keymill/engine"
+	"keymill/hsm/arena"
 	"keymill/keystore"
 )
 
@@ -19,11 +22,12 @@ import (
 // operator has configured under a cluster id; its password is the token's PIN. One
 // of type EXTERNAL_KEY_STORE stands for an XKS proxy somewhere.
 //
-// What a caller has said of a store is one record of the general-purpose space,
-// "cks/<account>/<region>/<id>": sealed like all records, for it holds a PIN or a
-// secret key. There are a few stores per account, so listing reads them all and
-// there are no indexes. Changes of one daemon take turns (keyStores.mu), and the
-// record's revision decides between daemons.
+// What a caller has said of a store is a record of the general-purpose space,
+// "cks/<account>/<region>/<id>", and its secret (PIN or secret key) another,
+// "cks-secret/<account>/<region>/<id>": it is read when a device is opened or
+// compared, and never stays in memory here. There are a few stores per account, so
+// listing reads them all and there are no indexes. Changes of one daemon take turns
+// (keyStores.mu), and the first record's revision decides between daemons.
 //
 // Connecting is a state that operators set, not a measure of health (AWS KMS
 // Developer Guide, custom key stores): a store stays CONNECTED while its token or
@@ -72,7 +76,6 @@ type storeSettings struct {
 	// Of AWS_CLOUDHSM.
 	Cluster     string `json:"cluster,omitempty"`
 	TrustAnchor string `json:"trustAnchor,omitempty"`
-	Password    []byte `json:"password,omitempty"`
 
 	// Of EXTERNAL_KEY_STORE.
 	Connectivity string `json:"connectivity,omitempty"`
@@ -81,15 +84,19 @@ type storeSettings struct {
 	Service      string `json:"service,omitempty"`
 	ServiceOwner string `json:"serviceOwner,omitempty"`
 	AccessKeyID  string `json:"accessKeyId,omitempty"`
-	SecretKey    []byte `json:"secretKey,omitempty"`
 }
 
 // A storeName is where a custom key store is kept.
 type storeName struct{ account, region, id string }
 
-const storeRecords = "cks/"
+const (
+	storeRecords = "cks/"
+	storeSecrets = "cks-secret/"
+)
 
-func (n storeName) record() string { return storeRecords + n.account + "/" + n.region + "/" + n.id }
+func (n storeName) path() string   { return n.account + "/" + n.region + "/" + n.id }
+func (n storeName) record() string { return storeRecords + n.path() }
+func (n storeName) secret() string { return storeSecrets + n.path() }
 
 func parseStoreRecord(name string) (n storeName, ok bool) {
 	rest, ok := strings.CutPrefix(name, storeRecords)
@@ -134,7 +141,9 @@ func createCustomKeyStore(x *exchange, in *wire.CreateCustomKeyStoreRequest) err
 	if in.CustomKeyStoreType == typeExternal {
 		set.Type = typeExternal
 	}
-	if err := x.newStoreSettings(set, in); err != nil {
+	secret, err := x.newStoreSettings(set, in)
+	defer arena.Wipe(secret)
+	if err != nil {
 		return err
 	}
 	s := x.svc
@@ -142,7 +151,12 @@ func createCustomKeyStore(x *exchange, in *wire.CreateCustomKeyStoreRequest) err
 	defer s.stores.mu.Unlock()
 	all := s.stores.of(x.account, x.region)
 	for _, other := range all {
-		if other.settings.Load().sameRequest(set) && other.state() == storeDisconnected {
+		if other.state() != storeDisconnected || !other.settings.Load().sameRequest(set) {
+			continue
+		}
+		if same, err := other.hasSecret(secret); err != nil {
+			return err
+		} else if same {
 			resp := wire.CreateCustomKeyStoreResponse{CustomKeyStoreId: other.name.id}
 			x.out = resp.AppendJSON(x.out)
 			return nil
@@ -154,12 +168,16 @@ func createCustomKeyStore(x *exchange, in *wire.CreateCustomKeyStoreRequest) err
 	if err := s.unusedSettings(all, nil, set); err != nil {
 		return err
 	}
-	if err := x.probe(set); err != nil {
-		return err
+	if set.Connectivity == publicEndpoint { // others are asked when they connect
+		proxy, err := x.probe(set, secret)
+		if err != nil {
+			return err
+		}
+		proxy.Close()
 	}
 	name := storeName{x.account, x.region, newStoreID()}
 	st := &keyStore{svc: s, name: name, bucket: s.quota.CustomKeyStore(name.id)}
-	if err := st.save(set); err != nil {
+	if err := st.save(set, secret); err != nil {
 		return err
 	}
 	s.stores.put(st)
@@ -168,53 +186,57 @@ func createCustomKeyStore(x *exchange, in *wire.CreateCustomKeyStoreRequest) err
 	return nil
 }
 
-// newStoreSettings takes the properties of a new store from the request and
-// refuses those that its type lacks or misses.
-func (x *exchange) newStoreSettings(set *storeSettings, in *wire.CreateCustomKeyStoreRequest) error {
-	type property struct {
-		name  string
-		given bool
-	}
-	cloud := []property{
-		{"CloudHsmClusterId", in.CloudHsmClusterId != ""},
-		{"KeyStorePassword", in.KeyStorePassword != ""},
-		{"TrustAnchorCertificate", in.TrustAnchorCertificate != ""},
-	}
-	external := []property{
-		{"XksProxyAuthenticationCredential", in.XksProxyAuthenticationCredential != nil},
-		{"XksProxyConnectivity", in.XksProxyConnectivity != ""},
-		{"XksProxyUriEndpoint", in.XksProxyUriEndpoint != ""},
-		{"XksProxyUriPath", in.XksProxyUriPath != ""},
-	}
-	needed, others := cloud, external
-	if set.Type == typeExternal {
-		needed, others = external, cloud
-	} else {
-		others = append(others, property{"XksProxyVpcEndpointServiceName", in.XksProxyVpcEndpointServiceName != ""},
-			property{"XksProxyVpcEndpointServiceOwner", in.XksProxyVpcEndpointServiceOwner != ""})
-	}
-	for _, p := range needed {
-		if !p.given {
-			return invalid("You must specify %s for a custom key store of type %s.", p.name, set.Type)
+// A property is a member of a request that stores of one type have.
+type property struct {
+	name   string
+	of     string // type of store
+	given  bool
+	needed bool // of a new store
+}
+
+// checkProperties refuses the members that a store of a type lacks, and, of a new
+// store, those it needs and has not.
+func checkProperties(kind string, all []property) error {
+	for _, p := range all {
+		if p.needed && p.of == kind && !p.given {
+			return invalid("You must specify %s for a custom key store of type %s.", p.name, kind)
 		}
 	}
-	for _, p := range others {
-		if p.given {
-			return invalid("You cannot specify %s for a custom key store of type %s.", p.name, set.Type)
+	for _, p := range all {
+		if p.of != kind && p.given {
+			return invalid("You cannot specify %s for a custom key store of type %s.", p.name, kind)
 		}
+	}
+	return nil
+}
+
+// newStoreSettings takes the settings of a new store from the request, and its
+// secret, which the caller wipes.
+func (x *exchange) newStoreSettings(set *storeSettings, in *wire.CreateCustomKeyStoreRequest) (secret []byte, err error) {
+	err = checkProperties(set.Type, []property{
+		{"CloudHsmClusterId", typeCloudHSM, in.CloudHsmClusterId != "", true},
+		{"KeyStorePassword", typeCloudHSM, in.KeyStorePassword != "", true},
+		{"TrustAnchorCertificate", typeCloudHSM, in.TrustAnchorCertificate != "", true},
+		{"XksProxyAuthenticationCredential", typeExternal, in.XksProxyAuthenticationCredential != nil, true},
+		{"XksProxyConnectivity", typeExternal, in.XksProxyConnectivity != "", true},
+		{"XksProxyUriEndpoint", typeExternal, in.XksProxyUriEndpoint != "", true},
+		{"XksProxyUriPath", typeExternal, in.XksProxyUriPath != "", true},
+		{"XksProxyVpcEndpointServiceName", typeExternal, in.XksProxyVpcEndpointServiceName != "", false},
+		{"XksProxyVpcEndpointServiceOwner", typeExternal, in.XksProxyVpcEndpointServiceOwner != "", false},
+	})
+	if err != nil {
+		return nil, err
 	}
 	if set.Type == typeCloudHSM {
 		set.Cluster = strings.Clone(in.CloudHsmClusterId)
 		set.TrustAnchor = strings.Clone(in.TrustAnchorCertificate)
-		set.Password = []byte(in.KeyStorePassword)
-		return x.svc.checkCluster(set, nil)
+		return []byte(in.KeyStorePassword), x.svc.checkCluster(set, nil)
 	}
 	set.Connectivity = strings.Clone(in.XksProxyConnectivity)
 	set.Endpoint, set.Path = strings.Clone(in.XksProxyUriEndpoint), strings.Clone(in.XksProxyUriPath)
 	set.AccessKeyID = strings.Clone(in.XksProxyAuthenticationCredential.AccessKeyId)
-	set.SecretKey = []byte(in.XksProxyAuthenticationCredential.RawSecretAccessKey)
 	set.Service, set.ServiceOwner = strings.Clone(in.XksProxyVpcEndpointServiceName), strings.Clone(in.XksProxyVpcEndpointServiceOwner)
-	return x.checkConnectivity(set)
+	return []byte(in.XksProxyAuthenticationCredential.RawSecretAccessKey), x.checkConnectivity(set)
 }
 
 // checkConnectivity checks that a store names a VPC endpoint service if, and only
@@ -231,16 +253,12 @@ func (x *exchange) checkConnectivity(set *storeSettings) error {
 	return nil
 }
 
-// sameRequest tells whether a request for a new store asks for the one there is.
+// sameRequest tells whether a request for a new store has the settings of one there
+// is.
 func (set *storeSettings) sameRequest(other *storeSettings) bool {
 	a, b := *set, *other
-	for _, s := range []*storeSettings{&a, &b} {
-		s.Created, s.State, s.Failure, s.Password, s.SecretKey = time.Time{}, "", "", nil, nil
-	}
-	x, errX := json.Marshal(&a)
-	y, errY := json.Marshal(&b)
-	return errX == nil && errY == nil && string(x) == string(y) &&
-		equalSecret(set.Password, other.Password) && equalSecret(set.SecretKey, other.SecretKey)
+	b.Created, b.State, b.Failure = a.Created, a.State, a.Failure
+	return a == b
 }
 
 // unusedSettings refuses a name, cluster or proxy that another store has. but is
@@ -327,20 +345,49 @@ func storeEntry(st *keyStore, set *storeSettings) wire.CustomKeyStoresListEntry 
 	return e
 }
 
-func updateCustomKeyStore(x *exchange, in *wire.UpdateCustomKeyStoreRequest) error {
-	s := x.svc
-	s.stores.mu.Lock()
-	defer s.stores.mu.Unlock()
-	st, err := x.customKeyStore(in.CustomKeyStoreId)
+// changeStore finds a store and changes it while nobody else does; the answer is
+// an empty object.
+func (x *exchange) changeStore(id string, change func(*keyStore) error) error {
+	x.svc.stores.mu.Lock()
+	defer x.svc.stores.mu.Unlock()
+	st, err := x.customKeyStore(id)
 	if err != nil {
 		return err
 	}
-	old := st.settings.Load()
-	set := *old
-	if err := changeSettings(&set, in); err != nil {
+	if err := change(st); err != nil {
 		return err
 	}
-	if apart := needsDisconnected(old, &set); apart != "" && st.state() != storeDisconnected {
+	x.out = append(x.out, "{}"...)
+	return nil
+}
+
+func updateCustomKeyStore(x *exchange, in *wire.UpdateCustomKeyStoreRequest) error {
+	return x.changeStore(in.CustomKeyStoreId, func(st *keyStore) error { return x.updateStore(st, in) })
+}
+
+func (x *exchange) updateStore(st *keyStore, in *wire.UpdateCustomKeyStoreRequest) error {
+	old := st.settings.Load()
+	set := *old
+	given, err := changeSettings(&set, in)
+	defer arena.Wipe(given)
+	if err != nil {
+		return err
+	}
+	secret, err := st.secret()
+	defer arena.Wipe(secret)
+	if err != nil {
+		return err
+	}
+	newSecret := given != nil && !equalSecret(given, secret)
+	if newSecret {
+		arena.Wipe(secret)
+		secret = given
+	}
+	apart := needsDisconnected(old, &set)
+	if apart == "" && newSecret && set.Type == typeCloudHSM {
+		apart = "KeyStorePassword"
+	}
+	if apart != "" && st.state() != storeDisconnected {
 		return storeInvalidState("%s can only be changed while the custom key store is DISCONNECTED; %s is %s.", apart, st.name.id, st.state())
 	}
 	if set.Type == typeExternal {
@@ -348,33 +395,39 @@ func updateCustomKeyStore(x *exchange, in *wire.UpdateCustomKeyStoreRequest) err
 			return err
 		}
 	} else if set.Cluster != old.Cluster {
-		if err := s.checkCluster(&set, old); err != nil {
+		if err := x.svc.checkCluster(&set, old); err != nil {
 			return err
 		}
 	}
-	if err := s.unusedSettings(s.stores.of(x.account, x.region), st, &set); err != nil {
+	if err := x.svc.unusedSettings(x.svc.stores.of(x.account, x.region), st, &set); err != nil {
 		return err
 	}
-	if set.proxyDiffers(old) {
-		if err := x.probe(&set); err != nil {
+	var proxy *xks.Client
+	connected := st.state() == storeConnected
+	if set.Type == typeExternal && (newSecret || set.proxyDiffers(old)) && (connected || set.Connectivity == publicEndpoint) {
+		if proxy, err = x.probe(&set, secret); err != nil {
 			return err
 		}
 	}
-	if err := st.save(&set); err != nil {
+	if err := st.save(&set, secret); err != nil {
 		return err
 	}
-	if set.proxyDiffers(old) && st.state() == storeConnected {
-		st.reconnect()
+	switch {
+	case proxy == nil:
+	case connected: // requests that hold the old client end with it
+		st.device.Store(&device{proxy: proxy})
+	default:
+		proxy.Close()
 	}
-	x.out = append(x.out, "{}"...)
 	return nil
 }
 
-// proxyDiffers tells whether what is needed to reach the proxy has changed.
+// proxyDiffers tells whether what is needed to reach the proxy, besides the secret,
+// has changed.
 func (set *storeSettings) proxyDiffers(old *storeSettings) bool {
-	return set.Type == typeExternal && (set.Endpoint != old.Endpoint || set.Path != old.Path || set.Connectivity != old.Connectivity ||
-		set.Service != old.Service || set.ServiceOwner != old.ServiceOwner ||
-		set.AccessKeyID != old.AccessKeyID || !equalSecret(set.SecretKey, old.SecretKey))
+	a := *set
+	a.Name, a.State, a.Failure = old.Name, old.State, old.Failure
+	return a != *old
 }
 
 // needsDisconnected names the first property that differs and may only change in a
@@ -383,8 +436,6 @@ func needsDisconnected(old, set *storeSettings) string {
 	switch {
 	case set.Cluster != old.Cluster:
 		return "CloudHsmClusterId"
-	case !equalSecret(set.Password, old.Password):
-		return "KeyStorePassword"
 	case set.Connectivity != old.Connectivity:
 		return "XksProxyConnectivity"
 	case set.Endpoint != old.Endpoint:
@@ -397,8 +448,23 @@ func needsDisconnected(old, set *storeSettings) string {
 	return ""
 }
 
-// changeSettings applies a request to the settings of a store.
-func changeSettings(set *storeSettings, in *wire.UpdateCustomKeyStoreRequest) error {
+// changeSettings applies a request to the settings of a store and returns the new
+// secret, which the caller wipes; nil when the request has none.
+func changeSettings(set *storeSettings, in *wire.UpdateCustomKeyStoreRequest) (secret []byte, err error) {
+	credential := in.XksProxyAuthenticationCredential
+	err = checkProperties(set.Type, []property{
+		{"CloudHsmClusterId", typeCloudHSM, in.CloudHsmClusterId != "", false},
+		{"KeyStorePassword", typeCloudHSM, in.KeyStorePassword != "", false},
+		{"XksProxyAuthenticationCredential", typeExternal, credential != nil, false},
+		{"XksProxyConnectivity", typeExternal, in.XksProxyConnectivity != "", false},
+		{"XksProxyUriEndpoint", typeExternal, in.XksProxyUriEndpoint != "", false},
+		{"XksProxyUriPath", typeExternal, in.XksProxyUriPath != "", false},
+		{"XksProxyVpcEndpointServiceName", typeExternal, in.XksProxyVpcEndpointServiceName != "", false},
+		{"XksProxyVpcEndpointServiceOwner", typeExternal, in.XksProxyVpcEndpointServiceOwner != "", false},
+	})
+	if err != nil {
+		return nil, err
+	}
 	changes := 0
 	change := func(to *string, value string) {
 		if value != "" {
@@ -406,29 +472,8 @@ func changeSettings(set *storeSettings, in *wire.UpdateCustomKeyStoreRequest) er
 			changes++
 		}
 	}
-	wrong := ""
-	for name, given := range map[string]bool{
-		"CloudHsmClusterId": in.CloudHsmClusterId != "",
-		"KeyStorePassword":  in.KeyStorePassword != "",
-	} {
-		if given && set.Type != typeCloudHSM {
-			wrong = name
-		}
-	}
-	if in.XksProxyAuthenticationCredential != nil || in.XksProxyConnectivity+in.XksProxyUriEndpoint+in.XksProxyUriPath+in.XksProxyVpcEndpointServiceName+in.XksProxyVpcEndpointServiceOwner != "" {
-		if set.Type != typeExternal {
-			wrong = "XksProxy..."
-		}
-	}
-	if wrong != "" {
-		return invalid("You cannot specify %s for a custom key store of type %s.", wrong, set.Type)
-	}
 	change(&set.Name, in.NewCustomKeyStoreName)
 	change(&set.Cluster, in.CloudHsmClusterId)
-	if in.KeyStorePassword != "" {
-		set.Password = []byte(in.KeyStorePassword)
-		changes++
-	}
 	if c := in.XksProxyConnectivity; c == publicEndpoint && c != set.Connectivity {
 		set.Service, set.ServiceOwner = "", ""
 	}
@@ -437,84 +482,67 @@ func changeSettings(set *storeSettings, in *wire.UpdateCustomKeyStoreRequest) er
 	change(&set.Path, in.XksProxyUriPath)
 	change(&set.Service, in.XksProxyVpcEndpointServiceName)
 	change(&set.ServiceOwner, in.XksProxyVpcEndpointServiceOwner)
-	if c := in.XksProxyAuthenticationCredential; c != nil {
-		set.AccessKeyID = strings.Clone(c.AccessKeyId)
-		set.SecretKey = []byte(c.RawSecretAccessKey)
-		changes++
+	switch {
+	case in.KeyStorePassword != "":
+		secret = []byte(in.KeyStorePassword)
+	case credential != nil:
+		change(&set.AccessKeyID, credential.AccessKeyId)
+		secret = []byte(credential.RawSecretAccessKey)
 	}
-	if changes == 0 {
-		return invalid("You must specify at least one property to change.")
+	if changes == 0 && secret == nil {
+		return nil, invalid("You must specify at least one property to change.")
 	}
-	return nil
+	return secret, nil
 }
 
 func deleteCustomKeyStore(x *exchange, in *wire.DeleteCustomKeyStoreRequest) error {
 	s := x.svc
-	s.stores.mu.Lock()
-	defer s.stores.mu.Unlock()
-	st, err := x.customKeyStore(in.CustomKeyStoreId)
-	if err != nil {
-		return err
-	}
-	if state := st.state(); state != storeDisconnected {
-		return storeInvalidState("The custom key store %s is %s; disconnect it first.", st.name.id, state)
-	}
-	keys, _, err := s.store.ListStoreKeys(st.name.id, nil, 1)
-	if err != nil {
-		return err
-	}
-	if len(keys) > 0 {
-		return wire.NewError(wire.CustomKeyStoreHasCMKsException, "The custom key store %s has KMS keys; schedule their deletion and wait until they are deleted.", st.name.id)
-	}
-	t := s.store.NewTxn()
-	t.Delete(st.name.record(), st.rev.Load())
-	if err := commit(t); err != nil {
-		return err
-	}
-	s.stores.remove(st)
-	x.out = append(x.out, "{}"...)
-	return nil
+	return x.changeStore(in.CustomKeyStoreId, func(st *keyStore) error {
+		if state := st.state(); state != storeDisconnected {
+			return storeInvalidState("The custom key store %s is %s; disconnect it first.", st.name.id, state)
+		}
+		keys, _, err := s.store.ListStoreKeys(st.name.id, nil, 1)
+		if err != nil {
+			return err
+		}
+		if len(keys) > 0 {
+			return wire.NewError(wire.CustomKeyStoreHasCMKsException, "The custom key store %s has KMS keys; schedule their deletion and wait until they are deleted.", st.name.id)
+		}
+		t := s.store.NewTxn()
+		t.Delete(st.name.record(), st.rev.Load())
+		t.Delete(st.name.secret(), keystore.AnyRevision)
+		if err := commit(t); err != nil {
+			return err
+		}
+		s.stores.remove(st)
+		return nil
+	})
 }
 
 func connectCustomKeyStore(x *exchange, in *wire.ConnectCustomKeyStoreRequest) error {
-	s := x.svc
-	s.stores.mu.Lock()
-	defer s.stores.mu.Unlock()
-	st, err := x.customKeyStore(in.CustomKeyStoreId)
-	if err != nil {
-		return err
-	}
-	switch st.state() {
-	case storeFailed:
-		return storeInvalidState("The custom key store %s is FAILED (%s); disconnect it, mend what is wrong, and connect it again.", st.name.id, st.settings.Load().Failure)
-	case storeDisconnected:
-		if set := st.settings.Load(); set.Type == typeCloudHSM {
-			if err := s.checkCluster(set, set); err != nil {
-				return err
+	return x.changeStore(in.CustomKeyStoreId, func(st *keyStore) error {
+		switch st.state() {
+		case storeFailed:
+			return storeInvalidState("The custom key store %s is FAILED (%s); disconnect it, mend what is wrong, and connect it again.", st.name.id, st.settings.Load().Failure)
+		case storeDisconnected:
+			if set := st.settings.Load(); set.Type == typeCloudHSM {
+				if err := x.svc.checkCluster(set, set); err != nil {
+					return err
+				}
 			}
+			st.connect()
 		}
-		st.connect()
-	}
-	x.out = append(x.out, "{}"...)
-	return nil
+		return nil
+	})
 }
 
 func disconnectCustomKeyStore(x *exchange, in *wire.DisconnectCustomKeyStoreRequest) error {
-	s := x.svc
-	s.stores.mu.Lock()
-	defer s.stores.mu.Unlock()
-	st, err := x.customKeyStore(in.CustomKeyStoreId)
-	if err != nil {
-		return err
-	}
-	if st.state() == storeDisconnected {
-		return storeInvalidState("The custom key store %s is DISCONNECTED already.", st.name.id)
-	}
-	if err := st.disconnect(); err != nil {
-		return err
-	}
-	x.out = append(x.out, "{}"...)
-	return nil
+	return x.changeStore(in.CustomKeyStoreId, func(st *keyStore) error {
+		if st.state() == storeDisconnected {
+			return storeInvalidState("The custom key store %s is DISCONNECTED already.", st.name.id)
+		}
+		return st.disconnect()
+	})
 }
 
 // loadStores reads the custom key stores at start.
@@ -543,26 +571,38 @@ func (s *Service) loadStores() error {
 	}
 }
 
-// save makes new settings durable, and then those in use. The caller holds
-// keyStores.mu.
-func (st *keyStore) save(set *storeSettings) error {
+// save makes new settings durable, with the secret unless it is nil, and then those
+// in use. The caller holds keyStores.mu.
+func (st *keyStore) save(set *storeSettings, secret []byte) error {
 	value, err := json.Marshal(set)
 	if err != nil {
 		return err
 	}
-	defer clear(value)
 	t := st.svc.store.NewTxn()
 	t.Put(st.name.record(), value, st.rev.Load())
-	if err := commit(t); errors.Is(err, keystore.ErrConflict) {
+	if secret != nil {
+		t.Put(st.name.secret(), secret, keystore.AnyRevision)
+	}
+	rev, err := t.Commit(context.Background())
+	if errors.Is(err, keystore.ErrConflict) {
 		return errBusy
 	} else if err != nil {
-		return err
-	}
-	_, rev, err := st.svc.store.Get(st.name.record())
-	if err != nil {
 		return err
 	}
 	st.rev.Store(rev)
 	st.settings.Store(set)
 	return nil
+}
+
+// secret returns the store's PIN or secret key, which the caller wipes.
+func (st *keyStore) secret() ([]byte, error) {
+	secret, _, err := st.svc.store.Get(st.name.secret())
+	return secret, err
+}
+
+// hasSecret tells whether the store's secret is this one.
+func (st *keyStore) hasSecret(secret []byte) (bool, error) {
+	stored, err := st.secret()
+	defer arena.Wipe(stored)
+	return err == nil && equalSecret(stored, secret), err
 }

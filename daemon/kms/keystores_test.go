@@ -34,12 +34,12 @@ const (
 
 // A proxy is an XKS proxy of the harness's own keys, behind TLS.
 type proxy struct {
-	*xks.Server
-	t    *testing.T
-	file string
-	keys map[string]string // external id -> key ARN
-	http *httptest.Server
-	down atomic.Bool // answers as a proxy that has lost its key manager
+	t      *testing.T
+	server atomic.Pointer[xks.Server]
+	file   string
+	keys   map[string]string // external id -> key ARN
+	http   *httptest.Server
+	down   atomic.Bool // answers as a proxy that has lost its key manager
 }
 
 // newProxy starts a proxy and returns it with what reaches it.
@@ -69,7 +69,7 @@ func newProxy(t *testing.T) (*proxy, xks.TransportConfig) {
 			w.WriteHeader(http.StatusInternalServerError)
 			fmt.Fprint(w, `{"errorName":"InternalException","errorMessage":"no key manager, says the proxy"}`)
 		default:
-			p.Server.ServeHTTP(w, r)
+			p.server.Load().ServeHTTP(w, r)
 		}
 	}))
 	p.http.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
@@ -93,9 +93,16 @@ func (p *proxy) serve(secret string, keys ...string) {
 	if err := os.WriteFile(p.file, []byte(b.String()), 0o600); err != nil {
 		p.t.Fatal(err)
 	}
-	if err := p.Load(p.file); err != nil {
+	if err := p.server.Load().Load(p.file); err != nil {
 		p.t.Fatal(err)
 	}
+}
+
+// stand puts a proxy of the service's keys into force.
+func (p *proxy) stand(h *harness) *xks.Server {
+	s := xks.NewServer(xks.ServerOptions{Keys: h.svc, Clock: func() time.Time { return h.now }, Logger: slog.New(slog.NewTextHandler(testLog{p.t}, nil))})
+	p.server.Store(s)
+	return s
 }
 
 // withProxy returns a harness whose external key stores reach the proxy, which
@@ -103,7 +110,7 @@ func (p *proxy) serve(secret string, keys ...string) {
 func withProxy(t *testing.T) (*harness, *proxy) {
 	p, transport := newProxy(t)
 	h := newHarnessConfig(t, func(c *Config) { c.KeyStores.Proxies = transport })
-	p.Server = xks.NewServer(xks.ServerOptions{Keys: h.svc, Clock: func() time.Time { return h.now }, Logger: slog.New(slog.NewTextHandler(testLog{t}, nil))})
+	p.stand(h)
 	_, first := h.newKey(nil)
 	_, second := h.newKey(nil)
 	p.serve(proxySecret, "ext-1", first, "ext-2", second)
@@ -432,8 +439,7 @@ func TestKeyStoreAfterRestart(t *testing.T) {
 	blob := h.must("Encrypt", args{"KeyId": key, "Plaintext": "AAAA"}).str("CiphertextBlob")
 	again := func() {
 		h.restart()
-		p.Server = xks.NewServer(xks.ServerOptions{Keys: h.svc, Clock: func() time.Time { return h.now }, Logger: h.conf.Logger})
-		if err := p.Load(p.file); err != nil {
+		if err := p.stand(h).Load(p.file); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"keymill/daemon/wire"
 	"keymill/daemon/xks"
 	"keymill/hsm"
+	"keymill/hsm/arena"
 	"keymill/keystore"
 )
 
@@ -158,7 +159,7 @@ func (st *keyStore) connect() {
 			next.State, next.Failure = storeFailed, connectionCode(err)
 			st.svc.log.Warn("custom key store did not connect", "custom_key_store", st.name.id, "answered", next.Failure, "error", err)
 		}
-		if err := st.save(&next); err != nil {
+		if err := st.save(&next, nil); err != nil {
 			st.svc.log.Error("the state of a custom key store could not be kept", "custom_key_store", st.name.id, "error", err)
 			d.close(st.svc.log)
 		} else if d != nil {
@@ -167,17 +168,6 @@ func (st *keyStore) connect() {
 		st.dropViews()
 		st.trying.Store(false) // whoever sees it connected finds its keys usable
 	})
-}
-
-// reconnect puts changed settings of a connected proxy into force. The caller holds
-// keyStores.mu.
-func (st *keyStore) reconnect() {
-	d, err := st.open(st.settings.Load())
-	if err != nil { // what is wrong shows when the keys are used
-		st.svc.log.Error("the changed proxy of a custom key store cannot be used", "custom_key_store", st.name.id, "error", err)
-		return
-	}
-	st.device.Store(d)
 }
 
 // resume opens the device of a store that was connected when the daemon stopped.
@@ -197,6 +187,11 @@ func (st *keyStore) resume() {
 				}
 				return
 			}
+			// A refused PIN is not tried again: tokens lock themselves.
+			if errors.Is(err, hsm.ErrPINIncorrect) || errors.Is(err, hsm.ErrTokenLocked) {
+				st.svc.log.Error("the token of a connected custom key store refuses its password: disconnect the store, mend the password, connect it again", "custom_key_store", st.name.id, "error", err)
+				return
+			}
 			st.svc.log.Warn("the device of a connected custom key store is away", "custom_key_store", st.name.id, "next_try_in", pause, "error", err)
 			select {
 			case <-k.stop.Done():
@@ -206,8 +201,7 @@ func (st *keyStore) resume() {
 			k.mu.Lock()
 			overtaken := try != st.tries
 			k.mu.Unlock()
-			// A refused PIN is not tried again: tokens lock themselves.
-			if overtaken || errors.Is(err, hsm.ErrPINIncorrect) || errors.Is(err, hsm.ErrTokenLocked) {
+			if overtaken {
 				return
 			}
 		}
@@ -223,7 +217,7 @@ const (
 func (st *keyStore) disconnect() error {
 	next := *st.settings.Load()
 	next.State, next.Failure = storeDisconnected, ""
-	if err := st.save(&next); err != nil {
+	if err := st.save(&next, nil); err != nil {
 		return err
 	}
 	st.tries++
@@ -261,29 +255,34 @@ const connectTimeout = 10 * time.Second
 // open opens the device that settings name.
 func (st *keyStore) open(set *storeSettings) (*device, error) {
 	s := st.svc
-	if set.Type == typeCloudHSM {
-		c, ok := s.stores.config.Clusters[set.Cluster]
-		if !ok {
-			return nil, fmt.Errorf("%w: the cluster %s is not configured any more", hsm.ErrTokenMissing, set.Cluster)
-		}
-		token, err := hsm.OpenToken(c.Token, slices.Clone(set.Password))
-		if err != nil {
-			return nil, err
-		}
-		return &device{token: token}, nil
-	}
-	proxy, err := s.openProxy(st.name.region, set, "ConnectCustomKeyStore", st.name.id)
+	secret, err := st.secret()
+	defer arena.Wipe(secret)
 	if err != nil {
 		return nil, err
 	}
-	return &device{proxy: proxy}, nil
+	if set.Type == typeExternal {
+		proxy, err := s.openProxy(st.name.region, set, secret, "ConnectCustomKeyStore", st.name.id)
+		if err != nil {
+			return nil, err
+		}
+		return &device{proxy: proxy}, nil
+	}
+	c, ok := s.stores.config.Clusters[set.Cluster]
+	if !ok {
+		return nil, fmt.Errorf("%w: the cluster %s is not configured any more", hsm.ErrTokenMissing, set.Cluster)
+	}
+	token, err := hsm.OpenToken(c.Token, secret)
+	if err != nil {
+		return nil, err
+	}
+	return &device{token: token}, nil
 }
 
 // openProxy returns a client for the proxy of settings once the proxy has said that
 // it is well.
-func (s *Service) openProxy(region string, set *storeSettings, operation, requestID string) (*xks.Client, error) {
+func (s *Service) openProxy(region string, set *storeSettings, secret []byte, operation, requestID string) (*xks.Client, error) {
 	proxy, err := s.stores.proxies.NewClient(xks.ClientConfig{
-		Endpoint: set.Endpoint, Path: set.Path, AccessKeyID: set.AccessKeyID, Secret: set.SecretKey, Region: region,
+		Endpoint: set.Endpoint, Path: set.Path, AccessKeyID: set.AccessKeyID, Secret: secret, Region: region,
 	})
 	if err != nil {
 		return nil, err
@@ -301,21 +300,13 @@ func (s *Service) openProxy(region string, set *storeSettings, operation, reques
 	return proxy, nil
 }
 
-// probe asks the proxy of new settings whether it is well. A proxy behind a VPC
-// endpoint service is asked when the store connects.
-func (x *exchange) probe(set *storeSettings) error {
-	if set.Type != typeExternal || set.Connectivity != publicEndpoint {
-		return nil
+// probe asks the proxy of new settings whether it is well.
+func (x *exchange) probe(set *storeSettings, secret []byte) (*xks.Client, error) {
+	proxy, err := x.svc.openProxy(x.region, set, secret, x.opName(), string(x.id[:]))
+	if e := xks.StoreError(err); e != nil {
+		return nil, e
 	}
-	proxy, err := x.svc.openProxy(x.region, set, x.opName(), string(x.id[:]))
-	if err != nil {
-		if e := xks.StoreError(err); e != nil {
-			return e
-		}
-		return err
-	}
-	proxy.Close()
-	return nil
+	return proxy, err
 }
 
 // connectionCode is the ConnectionErrorCode for a device that did not open.
@@ -372,9 +363,22 @@ func (s *Service) closeStores() {
 		return true
 	})
 	k.mu.Unlock()
-	k.work.Wait()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		k.work.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closePatience): // what an attempt brings does not count any more
+		s.log.Warn("a device of a custom key store is still being opened or closed; not waiting for it")
+	}
 	k.proxies.Close()
 }
+
+// closePatience bounds the wait for devices at the end: a token may take a minute to
+// open, and the daemon stops within ten seconds.
+const closePatience = 3 * time.Second
 
 // openStores reads the custom key stores and begins to open the devices of those
 // that are connected.
