@@ -147,6 +147,15 @@ func (w *writer) expect(key []byte, rev uint64) (plain []byte, err error) {
 	return plain, nil
 }
 
+// existing is expect for a record that must be there.
+func (w *writer) existing(key []byte, rev uint64) (plain []byte, err error) {
+	plain, err = w.expect(key, rev)
+	if err == nil && plain == nil {
+		err = fmt.Errorf("%w: %s does not exist", ErrConflict, describe(key))
+	}
+	return plain, err
+}
+
 func (w *writer) put(key, plain []byte, derived bool) error {
 	return w.add(change{key: key, plain: plain, derived: derived})
 }

@@ -1,13 +1,10 @@
 package keystore
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -16,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 
 	"keymill/hsm/hsmtest"
+	"keymill/keystore/keystoretest"
 )
 
 // diskHarness is a store in a directory of the machine's.
@@ -38,31 +36,6 @@ func bytesOnDisk(t testing.TB, s *Store, n Name) []byte {
 		t.Fatalf("%s: %v", n, err)
 	}
 	return raw
-}
-
-// filesWith returns the files below a directory that contain one of the needles.
-func filesWith(t testing.TB, dir string, needles ...[]byte) (found []string) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		for _, n := range needles {
-			if bytes.Contains(content, n) {
-				found = append(found, filepath.Base(path))
-				break
-			}
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
 }
 
 // fill writes keys with material of some size.
@@ -134,7 +107,7 @@ func TestErase(t *testing.T) {
 				needles = append(needles, bytesOnDisk(t, s, materialName(ref, 1)), bytesOnDisk(t, s, keyName(ref)), bytesOnDisk(t, s, policyName(ref)))
 			}
 			all := len(needles)
-			needles = slices.DeleteFunc(needles, func(n []byte) bool { return len(filesWith(t, s.dir, n)) == 0 })
+			needles = slices.DeleteFunc(needles, func(n []byte) bool { return len(keystoretest.FilesWith(t, s.dir, n)) == 0 })
 			if len(needles) < all*9/10 { // the log cuts a record in two where its blocks end
 				t.Fatalf("%d of %d records that exist were not found on disk: the search is wrong", all-len(needles), all)
 			}
@@ -149,7 +122,7 @@ func TestErase(t *testing.T) {
 			if err := s.Erase(context.Background(), refs); err != nil {
 				t.Fatal(err)
 			}
-			if found := filesWith(t, s.dir, needles...); len(found) > 0 {
+			if found := keystoretest.FilesWith(t, s.dir, needles...); len(found) > 0 {
 				t.Errorf("still in %v", found)
 			}
 			if err := s.Verify(context.Background(), nil); err != nil {
@@ -182,7 +155,7 @@ func TestEraseMany(t *testing.T) {
 	if err := s.Erase(context.Background(), refs); err != nil {
 		t.Fatal(err)
 	}
-	if found := filesWith(t, s.dir, needles...); len(found) > 0 {
+	if found := keystoretest.FilesWith(t, s.dir, needles...); len(found) > 0 {
 		t.Errorf("still in %v", found)
 	}
 }
@@ -221,7 +194,7 @@ func TestEraseUnderLoad(t *testing.T) {
 		if err := s.Erase(context.Background(), []Ref{ref}); err != nil {
 			t.Fatal(err)
 		}
-		if found := filesWith(t, s.dir, needle); len(found) > 0 {
+		if found := keystoretest.FilesWith(t, s.dir, needle); len(found) > 0 {
 			t.Errorf("key %d is still in %v", i, found)
 		}
 	}
@@ -247,7 +220,7 @@ func TestErasePinned(t *testing.T) {
 	if err := s.Erase(context.Background(), []Ref{ref}); err != nil {
 		t.Fatal(err)
 	}
-	if found := filesWith(t, s.dir, needle); len(found) > 0 {
+	if found := keystoretest.FilesWith(t, s.dir, needle); len(found) > 0 {
 		t.Errorf("still in %v", found)
 	}
 }

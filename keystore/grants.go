@@ -337,12 +337,9 @@ func (t *Txn) DeleteGrant(g *Grant) {
 	}
 	expect := g.Revision
 	t.ops = append(t.ops, func(w *writer) error {
-		before, err := w.expect(key, expect)
+		before, err := w.existing(key, expect)
 		if err != nil {
 			return err
-		}
-		if before == nil {
-			return fmt.Errorf("%w: %s does not exist", ErrConflict, describe(key))
 		}
 		return w.dropGrant(&n, before)
 	})

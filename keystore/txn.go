@@ -133,12 +133,9 @@ func (t *Txn) DeleteKey(k *Key) {
 	ref, expect := k.Ref(), k.Revision
 	t.ops = append(t.ops, func(w *writer) error {
 		n := keyName(ref)
-		before, err := w.expect(key, expect)
+		before, err := w.existing(key, expect)
 		if err != nil {
 			return err
-		}
-		if before == nil {
-			return fmt.Errorf("%w: %s does not exist", ErrConflict, describe(key))
 		}
 		old, err := decodeKey(&n, before)
 		if err != nil {
@@ -358,12 +355,9 @@ func (t *Txn) DeleteAlias(a *Alias) {
 	}
 	expect := a.Revision
 	t.ops = append(t.ops, func(w *writer) error {
-		before, err := w.expect(key, expect)
+		before, err := w.existing(key, expect)
 		if err != nil {
 			return err
-		}
-		if before == nil {
-			return fmt.Errorf("%w: %s does not exist", ErrConflict, describe(key))
 		}
 		old, err := decodeAlias(&n, before)
 		if err != nil {

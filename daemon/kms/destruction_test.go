@@ -5,9 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +13,7 @@ import (
 
 	"keymill/engine"
 	"keymill/keystore"
+	"keymill/keystore/keystoretest"
 )
 
 // ref returns the reference of a key id, in a region.
@@ -33,31 +32,6 @@ func (h *harness) due() {
 	if err := h.svc.runDue(h.now); err != nil {
 		h.Fatal(err)
 	}
-}
-
-// filesWith returns the files below a directory that contain one of the needles.
-func filesWith(t testing.TB, dir string, needles ...[]byte) (found []string) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		for _, n := range needles {
-			if bytes.Contains(content, n) {
-				found = append(found, filepath.Base(path))
-				break
-			}
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
 }
 
 // materialOnDisk returns the bytes of a key's material as they are on disk.
@@ -94,7 +68,7 @@ func TestDestruction(t *testing.T) {
 	if state := h.must("DescribeKey", args{"KeyId": id}).fields["KeyMetadata"].(map[string]any)["KeyState"]; state != "PendingDeletion" {
 		t.Fatalf("a moment before its date the key is %v", state)
 	}
-	if found := filesWith(t, h.dir, needle); len(found) == 0 {
+	if found := keystoretest.FilesWith(t, h.dir, needle); len(found) == 0 {
 		t.Fatal("material that exists was not found on disk: the search is wrong")
 	}
 	h.now = h.now.Add(time.Nanosecond)
@@ -125,7 +99,7 @@ func TestDestruction(t *testing.T) {
 	if n, err := h.svc.erase(context.Background()); n != 1 || err != nil {
 		t.Errorf("erased %d keys, %v", n, err)
 	}
-	if found := filesWith(t, h.dir, needle); len(found) > 0 {
+	if found := keystoretest.FilesWith(t, h.dir, needle); len(found) > 0 {
 		t.Errorf("the sealed material is still in %v", found)
 	}
 	if n, err := h.svc.erase(context.Background()); n != 0 || err != nil {

@@ -1,5 +1,5 @@
-// Package keystoretest lets tests of other packages put a store on a file system
-// in memory that can lose power.
+// Package keystoretest is for tests of stores: a file system in memory that can
+// lose power, and a search of what is on the disk.
 package keystoretest
 
 import (

@@ -1,13 +1,10 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -22,6 +19,7 @@ import (
 	"keymill/engine"
 	"keymill/hsm"
 	"keymill/keystore"
+	"keymill/keystore/keystoretest"
 )
 
 // offline opens the store of a daemon that does not run.
@@ -61,33 +59,6 @@ func overdue(store *keystore.Store, ref keystore.Ref) error {
 	t.PutKey(&next, rec.Revision)
 	_, err = t.Commit(context.Background())
 	return err
-}
-
-// filesWith returns the files below a directory that contain one of the needles.
-func filesWith(t testing.TB, dir string, needles ...[]byte) (found []string) {
-	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !d.Type().IsRegular() {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		for _, n := range needles {
-			if bytes.Contains(content, n) {
-				found = append(found, filepath.Base(path))
-				break
-			}
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
 }
 
 // TestDeletionOnDisk: a daemon that starts after the date of some keys destroys
@@ -130,7 +101,7 @@ func TestDeletionOnDisk(t *testing.T) {
 		return nil
 	})
 	for _, n := range needles {
-		if len(filesWith(t, d.Dir(), n)) == 0 {
+		if len(keystoretest.FilesWith(t, d.Dir(), n)) == 0 {
 			t.Fatal("material that exists was not found on disk: the search is wrong")
 		}
 	}
@@ -154,7 +125,7 @@ func TestDeletionOnDisk(t *testing.T) {
 	}
 	_, err := s.Decrypt(s.ctx(), &kms.DecryptInput{CiphertextBlob: blob})
 	wantError(t, err, "AccessDeniedException", "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access.")
-	eventually(t, "the bytes are erased", func() bool { return len(filesWith(t, d.Dir(), needles...)) == 0 })
+	eventually(t, "the bytes are erased", func() bool { return len(keystoretest.FilesWith(t, d.Dir(), needles...)) == 0 })
 	for _, id := range ids[doomed:] {
 		if got := s.describe(id).KeyState; got != types.KeyStateEnabled {
 			t.Errorf("a key that nobody deleted is %s", got)
