@@ -2,8 +2,10 @@ package kms
 
 import (
 	"bytes"
+	"context"
 	"crypto/rsa"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"maps"
 	"math/big"
@@ -11,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"keymill/daemon/wire"
 	"keymill/engine"
 	"keymill/keystore"
 )
@@ -430,6 +433,28 @@ func TestImportRaces(t *testing.T) {
 	close(stop)
 	users.Wait()
 	h.sound()
+}
+
+// Material that goes after a request has read the key's record is missed for the
+// reason that the new record gives.
+func TestImportGoneMeanwhile(t *testing.T) {
+	h := newHarness(t)
+	id, _ := h.external("SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT", false)
+	h.importInto(id, filled(7), nil)
+	v, err := h.svc.view(h.ref(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.must("DeleteImportedKeyMaterial", args{"KeyId": id})
+	stale := *v
+	stale.read = h.svc.shelf.ticket(v.ref) // as if nothing had changed since
+	op := []engine.Op{{Verb: engine.Encrypt, Alg: engine.AlgSymmetric, In: []byte("x")}}
+	handle := h.svc.newHandle(&stale)
+	handle.Do(op)
+	var e *wire.Error
+	if err := handle.Warm(context.Background(), op); !errors.As(err, &e) || e.Code != wire.KMSInvalidStateException.String() {
+		t.Errorf("%v", err)
+	}
 }
 
 // TestSettlePending holds the rule for families of three.

@@ -188,34 +188,11 @@ func (s *Service) newHandle(v *keyView) engine.Key {
 			current = i
 		}
 	}
-	identity := keystore.Identity{Account: v.rec.Account, Region: v.rec.Region, Spec: v.rec.Spec, ID: v.rec.ID}
 	src := func(ctx context.Context, version uint32) ([]byte, error) {
-		ticket := s.shelf.ticket(v.ref)
-		rec := v.rec
-		if ticket != v.read {
-			// The key may have been disabled or deleted since this handle was made,
-			// and after its caches were purged: look before fetching again.
-			var err error
-			if rec, err = s.store.Key(v.ref); errors.Is(err, keystore.ErrNotFound) {
-				return nil, keyNotFound(v.arn)
-			} else if err != nil {
-				return nil, err
-			}
-		}
-		if state, ok := parseState(rec.State); ok {
-			if err := cryptography.check(state, v.arn); err != nil {
-				s.dropView(v.ref) // see updateKey
-				return nil, err
-			}
-		}
-		if err := available(rec, version, s.clock(), v.arn); err != nil {
-			return nil, err
-		}
-		id := identity
-		id.Version = version
-		secret, err := s.store.OpenMaterial(ctx, id)
-		if err == nil && s.shelved(rec) && version == rec.CurrentVersion {
-			s.shelf.put(ticket, rec, secret)
+		secret, err := s.material(ctx, v, version, false)
+		for try := 0; errors.Is(err, keystore.ErrNotFound) && try < 4; try++ {
+			// It went after the record was read; the new record says why.
+			secret, err = s.material(ctx, v, version, true)
 		}
 		return secret, err
 	}
@@ -228,6 +205,38 @@ func (s *Service) newHandle(v *keyView) engine.Key {
 		engine.Remember(h, func(version uint32) []byte { return s.shelf.secret(ref, version) })
 	}
 	return h
+}
+
+// material opens the material of one version of v's key, for its handle. v's own
+// record says whether that may be, unless the key has changed since or the caller
+// wants a newer one.
+func (s *Service) material(ctx context.Context, v *keyView, version uint32, newer bool) ([]byte, error) {
+	ticket := s.shelf.ticket(v.ref)
+	rec := v.rec
+	if newer || ticket != v.read {
+		// The key may have been disabled or deleted since the handle was made, and
+		// after its caches were purged: look before fetching again.
+		var err error
+		if rec, err = s.store.Key(v.ref); errors.Is(err, keystore.ErrNotFound) {
+			return nil, keyNotFound(v.arn)
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	if state, ok := parseState(rec.State); ok {
+		if err := cryptography.check(state, v.arn); err != nil {
+			s.dropView(v.ref) // see updateKey
+			return nil, err
+		}
+	}
+	if err := available(rec, version, s.clock(), v.arn); err != nil {
+		return nil, err
+	}
+	secret, err := s.store.OpenMaterial(ctx, keystore.Identity{Account: rec.Account, Region: rec.Region, Spec: rec.Spec, ID: rec.ID, Version: version})
+	if err == nil && s.shelved(rec) && version == rec.CurrentVersion {
+		s.shelf.put(ticket, rec, secret)
+	}
+	return secret, err
 }
 
 // shelved tells whether the key of a record goes onto the shelf.
