@@ -311,7 +311,7 @@ func TestHungModuleIsReplaced(t *testing.T) {
 	token := hsmtest.Shim(t)
 	token.Config.Child = hsmtest.Child
 	token.Config.Sessions = 2
-	token.Config.Timeout = time.Second
+	token.Config.Timeout = 2 * time.Second // more than a busy machine takes for a call
 	r := openToken(t, token.Config)
 	id := newDomainKey(t, r)
 	wraps := wrapAll(t, r, id, 1)
