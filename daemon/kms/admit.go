@@ -88,7 +88,7 @@ func (x *exchange) admit(c quota.Class) error {
 // admitKey takes the request's units from the key's bucket, unless that is the
 // one it has taken from already.
 func (x *exchange) admitKey(v *keyView) error {
-	if v.store != nil && x.row.quota == keyQuota && !v.store.bucket.Take(x.units, x.now) {
+	if v.store != nil && x.row.quota == keyQuota && !v.store.admit(x.units, x.now) {
 		return x.notAdmitted(v.store.bucket.Burst())
 	}
 	if v.bucket == x.bucket {

@@ -169,7 +169,7 @@ func createCustomKeyStore(x *exchange, in *wire.CreateCustomKeyStoreRequest) err
 		return err
 	}
 	if set.Connectivity == publicEndpoint { // others are asked when they connect
-		proxy, err := x.probe(set, secret)
+		proxy, err := x.probe("", set, secret)
 		if err != nil {
 			return err
 		}
@@ -387,6 +387,14 @@ func (x *exchange) updateStore(st *keyStore, in *wire.UpdateCustomKeyStoreReques
 	if apart == "" && newSecret && set.Type == typeCloudHSM {
 		apart = "KeyStorePassword"
 	}
+	if apart == "" && st.state() == storeFailed {
+		switch {
+		case set.Path != old.Path:
+			apart = "XksProxyUriPath"
+		case newSecret || set.AccessKeyID != old.AccessKeyID:
+			apart = "XksProxyAuthenticationCredential"
+		}
+	}
 	if apart != "" && st.state() != storeDisconnected {
 		return storeInvalidState("%s can only be changed while the custom key store is DISCONNECTED; %s is %s.", apart, st.name.id, st.state())
 	}
@@ -405,7 +413,7 @@ func (x *exchange) updateStore(st *keyStore, in *wire.UpdateCustomKeyStoreReques
 	var proxy *xks.Client
 	connected := st.state() == storeConnected
 	if set.Type == typeExternal && (newSecret || set.proxyDiffers(old)) && (connected || set.Connectivity == publicEndpoint) {
-		if proxy, err = x.probe(&set, secret); err != nil {
+		if proxy, err = x.probe(st.name.id, &set, secret); err != nil {
 			return err
 		}
 	}
@@ -415,9 +423,13 @@ func (x *exchange) updateStore(st *keyStore, in *wire.UpdateCustomKeyStoreReques
 	switch {
 	case proxy == nil:
 	case connected: // requests that hold the old client end with it
+		st.tries++ // what still opens the device at start has the old settings
 		st.device.Store(&device{proxy: proxy})
 	default:
 		proxy.Close()
+	}
+	if st.trying.Load() && (newSecret || set.proxyDiffers(old)) {
+		st.connect() // the attempt that is under way has the old settings
 	}
 	return nil
 }
@@ -515,6 +527,7 @@ func deleteCustomKeyStore(x *exchange, in *wire.DeleteCustomKeyStoreRequest) err
 			return err
 		}
 		s.stores.remove(st)
+		s.stores.proxies.Forget(st.name.id)
 		return nil
 	})
 }
@@ -525,11 +538,6 @@ func connectCustomKeyStore(x *exchange, in *wire.ConnectCustomKeyStoreRequest) e
 		case storeFailed:
 			return storeInvalidState("The custom key store %s is FAILED (%s); disconnect it, mend what is wrong, and connect it again.", st.name.id, st.settings.Load().Failure)
 		case storeDisconnected:
-			if set := st.settings.Load(); set.Type == typeCloudHSM {
-				if err := x.svc.checkCluster(set, set); err != nil {
-					return err
-				}
-			}
 			st.connect()
 		}
 		return nil

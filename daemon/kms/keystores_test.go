@@ -40,7 +40,11 @@ type proxy struct {
 	keys   map[string]string // external id -> key ARN
 	http   *httptest.Server
 	down   atomic.Bool // answers as a proxy that has lost its key manager
+	hold   atomic.Pointer[heldCall]
 }
+
+// A heldCall is the next call, which waits until it is freed.
+type heldCall struct{ came, free chan struct{} }
 
 // newProxy starts a proxy and returns it with what reaches it.
 func newProxy(t *testing.T) (*proxy, xks.TransportConfig) {
@@ -63,6 +67,10 @@ func newProxy(t *testing.T) (*proxy, xks.TransportConfig) {
 	}
 	p := &proxy{t: t, file: filepath.Join(t.TempDir(), "xks.yaml"), keys: make(map[string]string)}
 	p.http = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if held := p.hold.Swap(nil); held != nil {
+			close(held.came)
+			<-held.free
+		}
 		switch {
 		case p.down.Load():
 			w.Header().Set("Content-Type", "application/json")
@@ -381,6 +389,11 @@ func TestExternalKeyStoreUpdate(t *testing.T) {
 	}
 	h.refused("ConnectCustomKeyStore", args{"CustomKeyStoreId": id}, "CustomKeyStoreInvalidStateException",
 		"The custom key store "+id+" is FAILED (XKS_PROXY_INVALID_RESPONSE); disconnect it, mend what is wrong, and connect it again.")
+	h.refused("UpdateCustomKeyStore", update(args{"XksProxyUriPath": "/x" + proxyPath}), "CustomKeyStoreInvalidStateException",
+		"XksProxyUriPath can only be changed while the custom key store is DISCONNECTED; "+id+" is FAILED.")
+	h.refused("UpdateCustomKeyStore", update(args{"XksProxyAuthenticationCredential": args{"AccessKeyId": proxyID, "RawSecretAccessKey": proxySecret}}),
+		"CustomKeyStoreInvalidStateException", "XksProxyAuthenticationCredential can only be changed while the custom key store is DISCONNECTED; "+id+" is FAILED.")
+	h.must("UpdateCustomKeyStore", update(args{"NewCustomKeyStoreName": "failed"}))
 	h.must("DisconnectCustomKeyStore", args{"CustomKeyStoreId": id})
 	p.down.Store(false)
 	h.must("ConnectCustomKeyStore", args{"CustomKeyStoreId": id})
@@ -388,6 +401,35 @@ func TestExternalKeyStoreUpdate(t *testing.T) {
 		t.Errorf("%v", e)
 	}
 	h.must("Encrypt", args{"KeyId": key, "Plaintext": "AAAA"})
+
+	h.svc.stores.checkProxies()
+	var metrics strings.Builder
+	h.svc.WriteMetrics(&metrics)
+	for _, want := range []string{
+		`keymill_xks_proxy_requests_total{custom_key_store="` + id + `",call="health",outcome="InternalException"}`,
+		`keymill_xks_proxy_key_managers{custom_key_store="` + id + `",state="ACTIVE"} 1`,
+		`keymill_custom_key_store_throttled_total{custom_key_store="` + id + `"} 0`,
+	} {
+		if !strings.Contains(metrics.String(), want) {
+			t.Errorf("%s is not in the metrics", want)
+		}
+	}
+}
+
+// A change while the store connects is what it connects with.
+func TestExternalKeyStoreUpdateWhileConnecting(t *testing.T) {
+	h, p := withProxy(t)
+	id := h.must("CreateCustomKeyStore", externalStore("a store", proxyPath)).str("CustomKeyStoreId")
+	held := &heldCall{make(chan struct{}), make(chan struct{})}
+	p.hold.Store(held)
+	h.must("ConnectCustomKeyStore", args{"CustomKeyStoreId": id})
+	<-held.came
+	p.serve(otherSecret)
+	h.must("UpdateCustomKeyStore", args{"CustomKeyStoreId": id, "XksProxyAuthenticationCredential": args{"AccessKeyId": proxyID, "RawSecretAccessKey": otherSecret}})
+	close(held.free)
+	if e := h.settled(id); e["ConnectionState"] != storeConnected {
+		t.Errorf("%v", e)
+	}
 }
 
 func TestKeyStorePagesAndLimit(t *testing.T) {

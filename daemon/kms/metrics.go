@@ -62,4 +62,5 @@ func (s *Service) WriteMetrics(w io.Writer) {
 	fmt.Fprintf(w, "keymill_shelved_keys %d\n", s.shelf.len())
 	s.writeScheduleMetrics(w)
 	s.usage.writeMetrics(w)
+	s.stores.writeMetrics(w)
 }

@@ -28,6 +28,7 @@ func (s *Service) ServedKey(ref xks.KeyRef) (xks.ServedKey, error) {
 	k := xks.ServedKey{
 		Handle: v.handle, ID: v.id, State: state.String(),
 		Served: v.spec.Symmetric() && v.usage == engine.EncryptDecrypt && v.rec.CustomKeyStore == "" && v.rec.Manager == keystore.ManagerCustomer,
+		Admit:  func() bool { return v.bucket.Take(1, s.clock()) },
 		Used:   func(a xks.Action) { s.usedByProxy(v, a) },
 	}
 	for i := range v.rec.Versions {

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"keymill/daemon/quota"
 	"keymill/daemon/xks"
 )
 
@@ -45,6 +46,9 @@ func TestServedKey(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if !k.Admit() {
+		t.Error("refused without a quota")
+	}
 	h.must("DisableKey", args{"KeyId": id})
 	if k, err := get(arn); err != nil || k.State != "Disabled" {
 		t.Errorf("%+v, %v", k, err)
@@ -52,5 +56,22 @@ func TestServedKey(t *testing.T) {
 	mac, _ := h.newKey(args{"KeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC"})
 	if k, err := get(strings.Replace(arn, id, mac, 1)); err != nil || k.Served {
 		t.Errorf("an HMAC key: %+v, %v", k, err)
+	}
+}
+
+// What the proxy does with a key counts in the key's quota like any use of it.
+func TestServedKeyQuota(t *testing.T) {
+	quotas := quota.None()
+	quotas.PerKey, quotas.PerKeyBurst = 1, 2
+	h := newHarnessWith(t, quotas)
+	id, arn := h.newKey(nil)
+	ref, _ := xks.ParseKeyRef(arn)
+	k, err := h.svc.ServedKey(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.must("Encrypt", args{"KeyId": id, "Plaintext": "AAAA"})
+	if !k.Admit() || k.Admit() {
+		t.Error("a second and third use of the key's two")
 	}
 }

@@ -357,7 +357,7 @@ func (x *exchange) randomFrom(id string, b []byte) error {
 	if d == nil || !st.connected() {
 		return storeInvalidState("The custom key store %s is %s and its token cannot be used.", id, st.state())
 	}
-	if !st.bucket.Take(1, x.now) {
+	if !st.admit(1, x.now) {
 		return x.notAdmitted(st.bucket.Burst())
 	}
 	ctx, cancel := waitForRoot()

@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"keymill/daemon/quota"
 	"keymill/daemon/wire"
 	"keymill/daemon/xks"
+	"keymill/engine"
 	"keymill/hsm"
 	"keymill/hsm/arena"
 	"keymill/keystore"
@@ -82,6 +84,17 @@ type keyStore struct {
 	settings atomic.Pointer[storeSettings]
 	device   atomic.Pointer[device] // nil while there is none
 	bucket   *quota.Bucket          // of the store's cryptographic requests
+
+	throttled atomic.Uint64 // requests that found the bucket empty
+}
+
+// admit takes n units from the store's quota.
+func (st *keyStore) admit(n int64, now time.Time) bool {
+	if st.bucket.Take(n, now) {
+		return true
+	}
+	st.throttled.Add(1)
+	return false
 }
 
 // A device is the far end of a key store: one of the two.
@@ -146,7 +159,11 @@ func (st *keyStore) connect() {
 	try, set := st.tries, st.settings.Load()
 	k := &st.svc.stores
 	k.work.Go(func() {
-		d, err := st.open(set)
+		var d *device
+		err := st.svc.checkCluster(set, set)
+		if err == nil {
+			d, err = st.open(set)
+		}
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if try != st.tries { // disconnected meanwhile
@@ -261,7 +278,7 @@ func (st *keyStore) open(set *storeSettings) (*device, error) {
 		return nil, err
 	}
 	if set.Type == typeExternal {
-		proxy, err := s.openProxy(st.name.region, set, secret, "ConnectCustomKeyStore", st.name.id)
+		proxy, err := s.openProxy(st.name, set, secret, "ConnectCustomKeyStore", st.name.id)
 		if err != nil {
 			return nil, err
 		}
@@ -280,9 +297,9 @@ func (st *keyStore) open(set *storeSettings) (*device, error) {
 
 // openProxy returns a client for the proxy of settings once the proxy has said that
 // it is well.
-func (s *Service) openProxy(region string, set *storeSettings, secret []byte, operation, requestID string) (*xks.Client, error) {
+func (s *Service) openProxy(name storeName, set *storeSettings, secret []byte, operation, requestID string) (*xks.Client, error) {
 	proxy, err := s.stores.proxies.NewClient(xks.ClientConfig{
-		Endpoint: set.Endpoint, Path: set.Path, AccessKeyID: set.AccessKeyID, Secret: secret, Region: region,
+		Store: name.id, Region: name.region, Endpoint: set.Endpoint, Path: set.Path, AccessKeyID: set.AccessKeyID, Secret: secret,
 	})
 	if err != nil {
 		return nil, err
@@ -300,9 +317,10 @@ func (s *Service) openProxy(region string, set *storeSettings, secret []byte, op
 	return proxy, nil
 }
 
-// probe asks the proxy of new settings whether it is well.
-func (x *exchange) probe(set *storeSettings, secret []byte) (*xks.Client, error) {
-	proxy, err := x.svc.openProxy(x.region, set, secret, x.opName(), string(x.id[:]))
+// probe asks the proxy of new settings whether it is well. The store has no id while
+// it is being created.
+func (x *exchange) probe(id string, set *storeSettings, secret []byte) (*xks.Client, error) {
+	proxy, err := x.svc.openProxy(storeName{x.account, x.region, id}, set, secret, x.opName(), string(x.id[:]))
 	if e := xks.StoreError(err); e != nil {
 		return nil, e
 	}
@@ -311,9 +329,12 @@ func (x *exchange) probe(set *storeSettings, secret []byte) (*xks.Client, error)
 
 // connectionCode is the ConnectionErrorCode for a device that did not open.
 func connectionCode(err error) string {
+	var e *wire.Error
 	switch {
 	case xks.ReasonOf(err) != 0:
 		return xks.ConnectionCode(err)
+	case errors.As(err, &e) && e.Has(wire.CloudHsmClusterNotFoundException):
+		return "CLUSTER_NOT_FOUND"
 	case errors.Is(err, hsm.ErrPINIncorrect), errors.Is(err, hsm.ErrPINFile):
 		return "INVALID_CREDENTIALS"
 	case errors.Is(err, hsm.ErrTokenLocked):
@@ -327,8 +348,12 @@ func connectionCode(err error) string {
 }
 
 // checkCluster refuses a cluster that is not configured here, and another trust
-// anchor than its own. old is what the store had before, nil for a new one.
+// anchor than its own. old is what the store had before, nil for a new one. An
+// external key store has none.
 func (s *Service) checkCluster(set, old *storeSettings) error {
+	if set.Type != typeCloudHSM {
+		return nil
+	}
 	c, ok := s.stores.config.Clusters[set.Cluster]
 	if !ok {
 		return wire.NewError(wire.CloudHsmClusterNotFoundException, "The cluster %s is not configured: the file of the option key-stores names the clusters and their tokens.", set.Cluster)
@@ -380,6 +405,48 @@ func (s *Service) closeStores() {
 // open, and the daemon stops within ten seconds.
 const closePatience = 3 * time.Second
 
+// healthInterval is how often the proxies of connected stores are asked how they
+// are, for the metrics; AWS KMS does it every few minutes.
+const healthInterval = 5 * time.Minute
+
+func (k *keyStores) watchProxies() {
+	t := time.NewTicker(healthInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-k.stop.Done():
+			return
+		case <-t.C:
+			k.checkProxies()
+		}
+	}
+}
+
+// checkProxies asks each proxy once. What is wrong with one is in the metrics and
+// the log; it changes nothing.
+func (k *keyStores) checkProxies() {
+	k.table.Range(func(_, v any) bool {
+		if d := v.(*keyStore).device.Load(); d != nil && d.proxy != nil {
+			var random [16]byte
+			var id [36]byte
+			engine.Random(random[:])
+			putUUID(&id, &random)
+			_, _ = d.proxy.Health(k.stop, "KmsHealthCheck", string(id[:]))
+		}
+		return k.stop.Err() == nil
+	})
+}
+
+// writeMetrics writes the metrics of key stores in Prometheus text form.
+func (k *keyStores) writeMetrics(w io.Writer) {
+	k.table.Range(func(_, v any) bool {
+		st := v.(*keyStore)
+		fmt.Fprintf(w, "keymill_custom_key_store_throttled_total{custom_key_store=%q} %d\n", st.name.id, st.throttled.Load())
+		return true
+	})
+	k.proxies.WriteMetrics(w)
+}
+
 // openStores reads the custom key stores and begins to open the devices of those
 // that are connected.
 func (s *Service) openStores(c KeyStoreConfig) (err error) {
@@ -400,5 +467,6 @@ func (s *Service) openStores(c KeyStoreConfig) (err error) {
 		}
 		return true
 	})
+	k.work.Go(k.watchProxies)
 	return nil
 }

@@ -146,6 +146,24 @@ func TestTokenKeyStoreRefusals(t *testing.T) {
 		"KeyStorePassword can only be changed while the custom key store is DISCONNECTED; "+id+" is CONNECTED.")
 	h.refused("CreateKey", args{"Origin": typeCloudHSM, "CustomKeyStoreId": id, "KeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC"}, "UnsupportedOperationException",
 		"A KMS key in the custom key store "+id+" can only have KeySpec SYMMETRIC_DEFAULT.")
+
+	// A cluster that is not what it was, or is not there any more, shows in the state.
+	h.must("DisconnectCustomKeyStore", args{"CustomKeyStoreId": id})
+	clusters := h.svc.stores.config.Clusters
+	fails := func(code string) {
+		t.Helper()
+		h.must("ConnectCustomKeyStore", args{"CustomKeyStoreId": id})
+		if e := h.settled(id); e["ConnectionState"] != storeFailed || e["ConnectionErrorCode"] != code {
+			t.Errorf("%v", e)
+		}
+		h.must("DisconnectCustomKeyStore", args{"CustomKeyStoreId": id})
+	}
+	c := clusters[testCluster]
+	c.TrustAnchor = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+	clusters[testCluster] = c
+	fails("INTERNAL_ERROR")
+	delete(clusters, testCluster)
+	fails("CLUSTER_NOT_FOUND")
 }
 
 // Other keys than symmetric ones, where the operator allows them and the token has

@@ -23,6 +23,7 @@ import (
 
 // ClientConfig is one external key store, as CreateCustomKeyStore has it.
 type ClientConfig struct {
+	Store       string // its id, for the metrics; empty: not counted
 	Endpoint    string // XksProxyUriEndpoint: "https://xks.example.com"
 	Path        string // XksProxyUriPath: "/prefix/kms/xks/v1"
 	AccessKeyID string
@@ -41,6 +42,7 @@ type Client struct {
 	base      string // path up to the version
 	signer    *sigv4.Signer
 	places    chan struct{} // one for each call that is under way
+	metrics   *storeMetrics // nil: none
 
 	// Atomic.
 	warned     atomic.Int64 // when a failure was last logged as a warning, in nanoseconds
@@ -64,6 +66,7 @@ func (t *Transport) NewClient(c ClientConfig) (*Client, error) {
 		base:      c.Path,
 		signer:    sigv4.NewSigner(c.AccessKeyID, c.Secret, c.Region, Service),
 		places:    make(chan struct{}, t.calls),
+		metrics:   t.metricsOf(c.Store),
 	}, nil
 }
 
@@ -114,6 +117,7 @@ func (c *Client) Health(ctx context.Context, operation, requestID string) (*Heal
 		for i, m := range h.Fleet {
 			h.Fleet[i] = Manager{strings.Clone(m.ID), strings.Clone(m.Model), strings.Clone(m.Health)}
 		}
+		c.metrics.fleet(h)
 	})
 	return h, err
 }
@@ -174,10 +178,12 @@ func (c *Client) Decrypt(ctx context.Context, externalID string, s engine.Sealed
 func (c *Client) call(ctx context.Context, a Action, externalID string, q *Request, take func(*Response)) error {
 	began := c.transport.clock()
 	err := c.try(ctx, a, externalID, q, take)
+	took := c.transport.clock().Sub(began)
+	c.metrics.called(a, took, err)
 	if err == nil {
 		return nil
 	}
-	c.log(a, externalID, &q.Call, c.transport.clock().Sub(began), err)
+	c.log(a, externalID, &q.Call, took, err)
 	return err
 }
 
@@ -219,6 +225,9 @@ func (c *Client) try(ctx context.Context, a Action, externalID string, q *Reques
 		return NewError(wayReason(ctx, err), err)
 	}
 	defer resp.Body.Close()
+	if resp.TLS != nil && len(resp.TLS.PeerCertificates) > 0 {
+		c.metrics.certificate(resp.TLS.PeerCertificates[0].NotAfter)
+	}
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
 	if err != nil {
 		if reason := wayReason(ctx, err); reason == TimedOut {

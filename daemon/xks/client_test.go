@@ -604,3 +604,42 @@ func TestUsableKeys(t *testing.T) {
 		t.Error(e)
 	}
 }
+
+// TestClientMetrics: what a key store's calls leave behind, for as long as it is there.
+func TestClientMetrics(t *testing.T) {
+	r := newRig(t)
+	tr := r.transport()
+	conf := r.config()
+	for _, conf.Store = range []string{"", "cks-1", "cks-1"} { // a store's clients count together
+		c, err := tr.NewClient(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Health(t.Context(), "KmsHealthCheck", "id"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Metadata(t.Context(), "unknown", testCall); ReasonOf(err) != KeyNotFoundException {
+			t.Fatal(err)
+		}
+	}
+	var b bytes.Buffer
+	tr.WriteMetrics(&b)
+	const store = `{custom_key_store="cks-1",`
+	for _, want := range []string{
+		"keymill_xks_proxy_requests_total" + store + `call="health",outcome="ok"} 2`,
+		"keymill_xks_proxy_requests_total" + store + `call="metadata",outcome="KeyNotFoundException"} 2`,
+		"keymill_xks_proxy_request_seconds_count" + store + `call="health"} 2`,
+		"keymill_xks_proxy_key_managers" + store + `state="ACTIVE"} 1`,
+		"keymill_xks_proxy_key_managers" + store + `state="UNAVAILABLE"} 0`,
+		`keymill_xks_proxy_certificate_not_after{custom_key_store="cks-1"} `,
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%s is not in\n%s", want, &b)
+		}
+	}
+	tr.Forget("cks-1")
+	b.Reset()
+	if tr.WriteMetrics(&b); b.Len() > 0 {
+		t.Errorf("of a store that is gone:\n%s", &b)
+	}
+}

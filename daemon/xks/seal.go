@@ -53,6 +53,7 @@ type ServedKey struct {
 	State     string              // AWS's name: "Enabled"
 	Materials []engine.MaterialID // of all versions
 	Served    bool                // a symmetric key whose material is this appliance's
+	Admit     func() bool         // takes one request from the key's quota; nil: it has none
 	Used      func(Action)        // counts an Encrypt or Decrypt that succeeded; nil: nobody does
 }
 

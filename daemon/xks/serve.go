@@ -30,6 +30,7 @@ import (
 //	body          the protocol's: else 400, or 501 for what is too large here
 //	key           the external id is in the file: else 404
 //	authorisation the key's rules: else 403
+//	quota         the KMS key's: else 429
 //	state         the KMS key is enabled: else 400
 //	work
 //
@@ -364,6 +365,9 @@ func (x *call) answer() *failure {
 		return &failure{InternalException, "the external key cannot be read", err}
 	case !key.Served:
 		return refuse(InvalidKeyUsageException, "the external key is not a symmetric key of this appliance")
+	}
+	if key.Admit != nil && !key.Admit() {
+		return refuse(ThrottlingException, "the external key is used more often than its quota allows")
 	}
 	enabled := key.State == "Enabled"
 	if x.target.action == Metadata {

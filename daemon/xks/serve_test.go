@@ -236,6 +236,9 @@ func TestServedErrors(t *testing.T) {
 		{"pending deletion", dec, bodyOf(func(q *Request) {
 			q.Plaintext, q.Ciphertext, q.IV, q.Tag = nil, []byte("12345"), make([]byte, 12), make([]byte, 16)
 		}), 400, "InvalidStateException", func() { r.keys.change(one, func(k *ServedKey) { k.State = "PendingDeletion" }) }},
+		{"quota", enc, good, 429, "ThrottlingException", func() { r.keys.change(one, func(k *ServedKey) { k.Admit = func() bool { return false } }) }},
+		{"quota, metadata", meta, good, 429, "ThrottlingException", nil},
+		{"within the quota", dec, good, 400, "ValidationException", func() { r.keys.change(one, func(k *ServedKey) { k.Admit = func() bool { return true } }) }},
 		{"not served", enc, good, 400, "InvalidKeyUsageException", func() { r.keys.change(one, func(k *ServedKey) { k.State, k.Served = "Enabled", false }) }},
 		{"slow root", enc, good, 503, "DependencyTimeoutException", func() {
 			r.keys.change(one, func(k *ServedKey) { k.Served, k.Handle = true, failing{k.Handle, context.DeadlineExceeded} })

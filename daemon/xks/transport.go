@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -59,6 +60,8 @@ type Transport struct {
 	calls  int
 	clock  func() time.Time
 	log    *slog.Logger
+
+	stores sync.Map // id -> *storeMetrics
 }
 
 // NewTransport reads the files that c names.
