@@ -52,6 +52,27 @@ func incompatible(alg engine.Algorithm, v *keyView) error {
 
 var errIncorrectKey = wire.NewError(wire.IncorrectKeyException, "The key ID in the request does not identify a CMK that can perform this operation.")
 
+// namesAnother tells whether v is the key that the request names for a ciphertext
+// which names another itself. AWS KMS says so before it speaks of v's key usage.
+func (x *exchange) namesAnother(v *keyView) bool {
+	var ciphertext []byte
+	var alg string
+	var modifiers []string
+	switch in := x.in.(type) {
+	case *wire.DecryptRequest:
+		ciphertext, alg, modifiers = in.CiphertextBlob, in.EncryptionAlgorithm, in.DryRunModifiers
+	case *wire.ReEncryptRequest:
+		ciphertext, alg, modifiers = in.CiphertextBlob, in.SourceEncryptionAlgorithm, in.DryRunModifiers
+	default:
+		return false
+	}
+	if v != x.key || len(modifiers) > 0 || algorithm(alg, engine.AlgSymmetric) != engine.AlgSymmetric {
+		return false
+	}
+	h, err := engine.ParseBlob(ciphertext)
+	return err == nil && h.KeyID != v.id
+}
+
 // seal encrypts plaintext under v. The result is in op.Out.
 func (x *exchange) seal(v *keyView, op *engine.Op, alg engine.Algorithm, plaintext, aad []byte) error {
 	if alg != engine.AlgSymmetric && len(aad) > 0 {

@@ -354,9 +354,6 @@ func (w *world) metadata(k *mkey) map[string]any {
 		"Origin": f.origin, "KeyManager": "CUSTOMER", "KeySpec": k.kind.spec,
 		"CustomerMasterKeySpec": k.kind.spec, "MultiRegion": f.multi,
 	}
-	if k.kind == specMLDSA {
-		delete(m, "CustomerMasterKeySpec")
-	}
 	if k.kind.symmetric && f.current != nil {
 		m["CurrentKeyMaterialId"] = f.current.id
 	}

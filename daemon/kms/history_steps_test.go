@@ -533,6 +533,9 @@ func (p *player) named(b *mblob) (a aimed, want string) {
 			case !b.kind.symmetric:
 				wrong = codeCiphertext
 			}
+			if wrong == codeWrongKey { // before the key usage, after the key state
+				return first(p.w.in(k, "Enabled"), wrong)
+			}
 			return first(p.w.used(k, "ENCRYPT_DECRYPT"), wrong)
 		})
 	}

@@ -179,7 +179,7 @@ func metadata(v *keyView) *wire.KeyMetadata {
 		KeyState:              v.state.String(),
 		Origin:                k.Origin,
 		KeyManager:            k.Manager,
-		CustomerMasterKeySpec: oldSpecName(v.spec),
+		CustomerMasterKeySpec: k.Spec,
 		KeySpec:               k.Spec,
 		MultiRegion:           wire.Some(k.MultiRegion),
 		CurrentKeyMaterialId:  v.currentMaterial(),
@@ -244,16 +244,6 @@ func (v *keyView) primaryRegion() string {
 		return v.rec.PrimaryRegion
 	}
 	return v.rec.Region
-}
-
-// oldSpecName is the value of the deprecated CustomerMasterKeySpec: its
-// enumeration ends before ML-DSA and Ed25519, for which it is left out.
-func oldSpecName(s engine.Spec) string {
-	switch s {
-	case engine.MLDSA44, engine.MLDSA65, engine.MLDSA87, engine.Ed25519:
-		return ""
-	}
-	return s.String()
 }
 
 func algorithmNames(s engine.Spec, u engine.Usage) []string {

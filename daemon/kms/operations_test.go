@@ -62,7 +62,7 @@ func TestDescribeKeyShowsWhatCreateKeyMade(t *testing.T) {
 			"KeyAgreementAlgorithms": []any{"ECDH"}, "Description": "",
 		}},
 		{args{"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY"}, args{
-			"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY", "SigningAlgorithms": []any{"ML_DSA_SHAKE_256"}, "Description": "",
+			"KeySpec": "ML_DSA_44", "CustomerMasterKeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY", "SigningAlgorithms": []any{"ML_DSA_SHAKE_256"}, "Description": "",
 		}},
 	} {
 		m := h.must("CreateKey", c.in).fields["KeyMetadata"].(map[string]any)
@@ -276,8 +276,24 @@ func TestCiphertexts(t *testing.T) {
 			t.Errorf("byte %d flipped: %s", i, got)
 		}
 	}
-	h.refused("Decrypt", args{"CiphertextBlob": blob, "EncryptionContext": ctx, "KeyId": b}, "IncorrectKeyException",
-		"The key ID in the request does not identify a CMK that can perform this operation.")
+	const incorrect = "The key ID in the request does not identify a CMK that can perform this operation."
+	h.refused("Decrypt", args{"CiphertextBlob": blob, "EncryptionContext": ctx, "KeyId": b}, "IncorrectKeyException", incorrect)
+	mac, macARN := h.newKey(args{"KeySpec": "HMAC_224", "KeyUsage": "GENERATE_VERIFY_MAC"})
+	wrongUsage := macARN + " key usage is GENERATE_VERIFY_MAC which is not valid for "
+	for _, c := range []struct {
+		op         string
+		in         args
+		code, text string
+	}{
+		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": blob}, "IncorrectKeyException", incorrect},
+		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": b64("garbage")}, "InvalidKeyUsageException", wrongUsage + "Decrypt."},
+		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": blob, "EncryptionAlgorithm": "RSAES_OAEP_SHA_1"}, "InvalidKeyUsageException", wrongUsage + "Decrypt."},
+		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": blob, "DryRun": true, "DryRunModifiers": []string{"IGNORE_CIPHERTEXT"}}, "InvalidKeyUsageException", wrongUsage + "Decrypt."},
+		{"ReEncrypt", args{"SourceKeyId": mac, "CiphertextBlob": blob, "DestinationKeyId": b}, "IncorrectKeyException", incorrect},
+		{"ReEncrypt", args{"CiphertextBlob": blob, "SourceEncryptionContext": ctx, "DestinationKeyId": mac}, "InvalidKeyUsageException", wrongUsage + "ReEncrypt."},
+	} {
+		h.refused(c.op, c.in, c.code, c.text)
+	}
 
 	moved := h.must("ReEncrypt", args{"CiphertextBlob": blob, "SourceEncryptionContext": ctx, "DestinationKeyId": b})
 	if got := h.must("Decrypt", args{"CiphertextBlob": moved.str("CiphertextBlob"), "KeyId": b}); got.str("Plaintext") != b64("plain") {

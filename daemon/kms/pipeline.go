@@ -273,6 +273,9 @@ func (x *exchange) judge(v *keyView, action string) error {
 		return err
 	}
 	if x.row.usage != 0 && v.usage != x.row.usage {
+		if x.namesAnother(v) {
+			return errIncorrectKey
+		}
 		return wire.NewError(wire.InvalidKeyUsageException, "%s key usage is %s which is not valid for %s.", v.arn, v.usage, x.opName())
 	}
 	return nil

@@ -83,7 +83,7 @@ func getPublicKey(x *exchange, _ *wire.GetPublicKeyRequest) error {
 	resp := wire.GetPublicKeyResponse{
 		KeyId:                 v.arn,
 		PublicKey:             v.rec.PublicKey,
-		CustomerMasterKeySpec: oldSpecName(v.spec),
+		CustomerMasterKeySpec: v.rec.Spec,
 		KeySpec:               v.rec.Spec,
 		KeyUsage:              v.rec.Usage,
 	}

@@ -347,7 +347,7 @@ func TestReEncrypt(t *testing.T) {
 		{"wrong source context", "InvalidCiphertextException", "", kms.ReEncryptInput{CiphertextBlob: blob, SourceEncryptionContext: ctxB, DestinationKeyId: b.KeyId}},
 		{"source key of another blob", "IncorrectKeyException", incorrectKey, kms.ReEncryptInput{CiphertextBlob: blob, SourceKeyId: b.KeyId, SourceEncryptionContext: ctxA, DestinationKeyId: b.KeyId}},
 		{"destination signs", "InvalidKeyUsageException", *signer.Arn + " key usage is SIGN_VERIFY which is not valid for ReEncrypt...", kms.ReEncryptInput{CiphertextBlob: blob, SourceEncryptionContext: ctxA, DestinationKeyId: signer.KeyId}},
-		{"source signs", "InvalidKeyUsageException", *signer.Arn + " key usage is SIGN_VERIFY which is not valid for ReEncrypt...", kms.ReEncryptInput{CiphertextBlob: blob, SourceKeyId: signer.KeyId, SourceEncryptionContext: ctxA, DestinationKeyId: b.KeyId}},
+		{"source signs", "IncorrectKeyException", incorrectKey, kms.ReEncryptInput{CiphertextBlob: blob, SourceKeyId: signer.KeyId, SourceEncryptionContext: ctxA, DestinationKeyId: b.KeyId}},
 		{"destination unknown", "NotFoundException", "Key '" + s.keyARN(unknownID) + "' does not exist", kms.ReEncryptInput{CiphertextBlob: blob, SourceEncryptionContext: ctxA, DestinationKeyId: ptr(unknownID)}},
 		{"destination algorithm of another spec", "InvalidKeyUsageException", "Algorithm SYMMETRIC_DEFAULT is incompatible with key spec RSA_2048.", kms.ReEncryptInput{CiphertextBlob: blob, SourceEncryptionContext: ctxA, DestinationKeyId: rsaKey.KeyId}},
 		{"no ciphertext", "ValidationException", "1 validation error detected: Value null at 'ciphertextBlob' failed to satisfy constraint: Member must not be null", kms.ReEncryptInput{DestinationKeyId: b.KeyId}},
