@@ -440,7 +440,7 @@ func (w *world) rotations(k *mkey, all bool) []map[string]any {
 // rotationStatus is what GetKeyRotationStatus answers, or refuses with.
 func (w *world) rotationStatus(k *mkey) (map[string]any, string) {
 	state := w.shown(k)
-	if !k.kind.symmetric || state == "PendingImport" {
+	if state == "PendingImport" {
 		return nil, codeUnsupported
 	}
 	m := map[string]any{"KeyId": k.arn, "KeyRotationEnabled": false}

@@ -135,12 +135,11 @@ func rotationPeriod(k *keystore.Key) time.Duration {
 	return time.Duration(k.RotationPeriodDays) * day
 }
 
+// getKeyRotationStatus refuses by origin and state alone: asymmetric and HMAC keys
+// have a status too, which is always false. Terraform asks for that of every key.
 func getKeyRotationStatus(x *exchange, _ *wire.GetKeyRotationStatusRequest) error {
 	v := x.key
-	if err := canRotate(v); err != nil {
-		return err
-	}
-	if v.state == statePendingImport {
+	if v.rec.Origin != originLocal && (v.rec.Origin != originExternal || v.state == statePendingImport) {
 		return wrongOrigin(v)
 	}
 	primary := keystore.Ref{Region: v.primaryRegion(), ID: v.ref.ID}

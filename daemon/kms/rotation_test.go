@@ -128,8 +128,8 @@ func TestRotationRefusals(t *testing.T) {
 	h := newHarness(t)
 	id, arn := h.newKey(nil)
 	h.must("CreateAlias", args{"AliasName": "alias/a", "TargetKeyId": id})
-	hmac, _ := h.newKey(args{"KeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC"})
-	ecc, _ := h.newKey(args{"KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY"})
+	hmac, hmacARN := h.newKey(args{"KeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC"})
+	ecc, eccARN := h.newKey(args{"KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY"})
 	external, externalARN := h.external("SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT", false)
 	h.importInto(external, filled(1), nil)
 	pending, pendingARN := h.external("SYMMETRIC_DEFAULT", "ENCRYPT_DECRYPT", false)
@@ -146,8 +146,13 @@ func TestRotationRefusals(t *testing.T) {
 		h.refused(op, args{"KeyId": unknown}, "NotFoundException", "Key '"+strings.Replace(arn, id, unknown, 1)+"' does not exist")
 		h.refused(op, args{"KeyId": "nonsense"}, "NotFoundException", "Invalid keyId 'nonsense'")
 		h.refused(op, args{"KeyId": strings.Replace(arn, testRegion, "us-east-1", 1)}, "NotFoundException", "Invalid arn us-east-1")
-		h.refused(op, args{"KeyId": hmac}, unsupported, "")
-		h.refused(op, args{"KeyId": ecc}, unsupported, "")
+		if op == "GetKeyRotationStatus" {
+			h.wantRotation(hmac, hmacARN, 0, time.Time{})
+			h.wantRotation(ecc, eccARN, 0, time.Time{})
+		} else {
+			h.refused(op, args{"KeyId": hmac}, unsupported, "")
+			h.refused(op, args{"KeyId": ecc}, unsupported, "")
+		}
 		switch op {
 		case "EnableKeyRotation", "DisableKeyRotation":
 			h.refused(op, args{"KeyId": external}, unsupported, wrongOrigin(externalARN))
