@@ -223,6 +223,8 @@ func TestBulkRefused(t *testing.T) {
 	}
 	plaintext := args{"Plaintext": "QQ=="}
 	missing := "00000000-1111-2222-3333-444444444444"
+	recipient := args{"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": "QQ=="}
+	const noRecipient = "Recipient is not supported: this version of Keymill cannot verify attestation documents."
 	for _, c := range []struct {
 		op         string
 		in         args
@@ -261,6 +263,8 @@ func TestBulkRefused(t *testing.T) {
 			"The request would have succeeded, but the DryRun option is set."},
 		{"BatchDecrypt", args{"EncryptionAlgorithm": "RSAES_OAEP_SHA_256", "Items": items(1, args{"CiphertextBlob": "QQ=="})}, "ValidationException",
 			"A key ID is required to decrypt with algorithm RSAES_OAEP_SHA_256: only symmetric ciphertext names its key."},
+		{"BatchDecrypt", args{"Items": items(1, args{"CiphertextBlob": "QQ=="}), "Recipient": recipient}, "UnsupportedOperationException", noRecipient},
+		{"GenerateDataKeys", args{"KeyId": id, "NumberOfKeys": 2, "KeySpec": "AES_256", "Recipient": recipient}, "UnsupportedOperationException", noRecipient},
 		{"BatchDecrypt", args{"KeyId": off, "Items": items(1, args{"CiphertextBlob": "QQ=="})}, "DisabledException", offARN + " is disabled."},
 		{"BatchSign", args{"KeyId": id, "SigningAlgorithm": "ECDSA_SHA_256", "Items": items(1, args{"Message": "QQ=="})}, "InvalidKeyUsageException",
 			arn + " key usage is ENCRYPT_DECRYPT which is not valid for BatchSign."},

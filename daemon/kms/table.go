@@ -134,7 +134,7 @@ type commonFields struct {
 func common(in wire.Input) commonFields {
 	switch in := in.(type) {
 	case *wire.BatchDecryptRequest:
-		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+		return commonFields{recipient: in.Recipient, grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.BatchEncryptRequest:
 		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.BatchSignRequest:
@@ -158,7 +158,7 @@ func common(in wire.Input) commonFields {
 	case *wire.GenerateDataKeyPairWithoutPlaintextRequest:
 		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.GenerateDataKeysRequest:
-		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
+		return commonFields{recipient: in.Recipient, grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.GenerateDataKeyWithoutPlaintextRequest:
 		return commonFields{grantTokens: in.GrantTokens, dryRun: in.DryRun.V}
 	case *wire.GenerateMacRequest:

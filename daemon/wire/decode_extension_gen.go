@@ -55,10 +55,15 @@ func (r *BatchDecryptRequest) decode(d *Decoder) {
 				r.KeyId = d.str()
 				r.has |= 1 << 5
 			}
-		case "ResponseFormat":
+		case "Recipient":
 			if d.present(&seen, 1<<6) {
+				r.Recipient = new(RecipientInfo)
+				r.Recipient.decode(d)
+			}
+		case "ResponseFormat":
+			if d.present(&seen, 1<<7) {
 				r.ResponseFormat = d.str()
-				r.has |= 1 << 6
+				r.has |= 1 << 7
 			}
 		default:
 			d.skip()
@@ -299,13 +304,18 @@ func (r *GenerateDataKeysRequest) decode(d *Decoder) {
 			if d.present(&seen, 1<<7) {
 				r.NumberOfKeys = d.integer()
 			}
-		case "ResponseFormat":
+		case "Recipient":
 			if d.present(&seen, 1<<8) {
+				r.Recipient = new(RecipientInfo)
+				r.Recipient.decode(d)
+			}
+		case "ResponseFormat":
+			if d.present(&seen, 1<<9) {
 				r.ResponseFormat = d.str()
-				r.has |= 1 << 8
+				r.has |= 1 << 9
 			}
 		case "WithoutPlaintext":
-			if d.present(&seen, 1<<9) {
+			if d.present(&seen, 1<<10) {
 				r.WithoutPlaintext = d.boolean()
 			}
 		default:

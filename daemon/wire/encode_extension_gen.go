@@ -45,6 +45,10 @@ func (r *BatchDecryptRequest) AppendJSON(dst []byte) []byte {
 		dst = append(dst, `"KeyId":`...)
 		dst = append(appendString(dst, r.KeyId), ',')
 	}
+	if r.Recipient != nil {
+		dst = append(dst, `"Recipient":`...)
+		dst = append(r.Recipient.AppendJSON(dst), ',')
+	}
 	if r.HasResponseFormat() {
 		dst = append(dst, `"ResponseFormat":`...)
 		dst = append(appendString(dst, r.ResponseFormat), ',')
@@ -394,6 +398,10 @@ func (r *GenerateDataKeysRequest) AppendJSON(dst []byte) []byte {
 	if r.NumberOfKeys.Set {
 		dst = append(dst, `"NumberOfKeys":`...)
 		dst = append(strconv.AppendInt(dst, r.NumberOfKeys.V, 10), ',')
+	}
+	if r.Recipient != nil {
+		dst = append(dst, `"Recipient":`...)
+		dst = append(r.Recipient.AppendJSON(dst), ',')
 	}
 	if r.HasResponseFormat() {
 		dst = append(dst, `"ResponseFormat":`...)

@@ -25,6 +25,7 @@ type BatchDecryptRequest struct {
 	GrantTokens         []string
 	Items               []BatchDecryptItem // required
 	KeyId               string
+	Recipient           *RecipientInfo
 	ResponseFormat      string
 
 	has uint32 // strings that are present, perhaps empty
@@ -43,7 +44,7 @@ func (r *BatchDecryptRequest) HasKeyId() bool { return r.has&(1<<5) != 0 || r.Ke
 
 // HasResponseFormat tells whether ResponseFormat is present, be it empty.
 func (r *BatchDecryptRequest) HasResponseFormat() bool {
-	return r.has&(1<<6) != 0 || r.ResponseFormat != ""
+	return r.has&(1<<7) != 0 || r.ResponseFormat != ""
 }
 
 // Reset empties r.
@@ -260,6 +261,7 @@ type GenerateDataKeysRequest struct {
 	KeySpec            string
 	NumberOfBytes      Opt[int64]
 	NumberOfKeys       Opt[int64]
+	Recipient          *RecipientInfo
 	ResponseFormat     string
 	WithoutPlaintext   Opt[bool]
 
@@ -277,7 +279,7 @@ func (r *GenerateDataKeysRequest) HasKeySpec() bool { return r.has&(1<<5) != 0 |
 
 // HasResponseFormat tells whether ResponseFormat is present, be it empty.
 func (r *GenerateDataKeysRequest) HasResponseFormat() bool {
-	return r.has&(1<<8) != 0 || r.ResponseFormat != ""
+	return r.has&(1<<9) != 0 || r.ResponseFormat != ""
 }
 
 // Reset empties r.

@@ -30,6 +30,11 @@ func (r *BatchDecryptRequest) Validate(v *Violations) {
 	if r.HasKeyId() {
 		v.length("keyId", r.KeyId, 1, 2048, false)
 	}
+	if r.Recipient != nil {
+		v.enter("recipient", 0)
+		r.Recipient.Validate(v)
+		v.leave()
+	}
 	if r.HasResponseFormat() {
 		if !isBulkResponseFormat(r.ResponseFormat) {
 			v.Enum("responseFormat", r.ResponseFormat, setBulkResponseFormat)
@@ -191,6 +196,11 @@ func (r *GenerateDataKeysRequest) Validate(v *Violations) {
 	}
 	if r.NumberOfKeys.Set {
 		v.Range("numberOfKeys", r.NumberOfKeys.V, 1, 10000)
+	}
+	if r.Recipient != nil {
+		v.enter("recipient", 0)
+		r.Recipient.Validate(v)
+		v.leave()
 	}
 	if r.HasResponseFormat() {
 		if !isBulkResponseFormat(r.ResponseFormat) {
