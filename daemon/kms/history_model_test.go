@@ -363,7 +363,7 @@ func (w *world) metadata(k *mkey) map[string]any {
 	case "PendingReplicaDeletion":
 		m["PendingDeletionWindowInDays"] = float64(k.window)
 	}
-	if f.origin == "EXTERNAL" && state != "PendingImport" {
+	if f.origin == "EXTERNAL" && state != "PendingImport" && k.complete() {
 		m["ExpirationModel"] = "KEY_MATERIAL_DOES_NOT_EXPIRE"
 		var first time.Time
 		for _, mat := range f.permanent() {

@@ -530,8 +530,9 @@ func TestImportKeepsDisabled(t *testing.T) {
 
 	// A deletion that is cancelled does not make up material.
 	h.must("ScheduleKeyDeletion", args{"KeyId": id})
+	h.wantMetadata(id, args{"KeyState": "PendingDeletion", "ExpirationModel": "KEY_MATERIAL_DOES_NOT_EXPIRE"})
 	h.must("DeleteImportedKeyMaterial", args{"KeyId": id})
-	h.wantMetadata(id, args{"KeyState": "PendingDeletion"})
+	h.wantMetadata(id, args{"KeyState": "PendingDeletion", "ExpirationModel": nil})
 	h.must("CancelKeyDeletion", args{"KeyId": id})
 	h.wantMetadata(id, args{"KeyState": "PendingImport"})
 }

@@ -200,7 +200,7 @@ func metadata(v *keyView) *wire.KeyMetadata {
 	if v.state == statePendingReplicaDeletion {
 		m.PendingDeletionWindowInDays = wire.Some(int64(k.PendingWindowDays))
 	}
-	if k.Origin == "EXTERNAL" && v.state != statePendingImport {
+	if k.Origin == originExternal && v.state != statePendingImport && materialComplete(k) {
 		m.ExpirationModel = "KEY_MATERIAL_DOES_NOT_EXPIRE"
 		if first := earliestExpiry(k); !first.IsZero() {
 			m.ExpirationModel, m.ValidTo = "KEY_MATERIAL_EXPIRES", timestamp(first)
@@ -261,8 +261,15 @@ func describeKey(x *exchange, _ *wire.DescribeKeyRequest) error {
 	return nil
 }
 
+// enableKey also begins a rotation that came due while the key was disabled.
 func enableKey(x *exchange, _ *wire.EnableKeyRequest) error {
-	return x.setState(stateEnabled)
+	if err := x.setState(stateEnabled); err != nil {
+		return err
+	}
+	if next := x.key.rec.NextRotation; !next.IsZero() && !next.After(x.now) {
+		x.svc.sched.hurry()
+	}
+	return nil
 }
 
 func disableKey(x *exchange, _ *wire.DisableKeyRequest) error {

@@ -151,7 +151,7 @@ func replicateKey(x *exchange, in *wire.ReplicateKeyRequest) error {
 	}
 	m := metadata(answered)
 	m.CurrentKeyMaterialId = ""
-	resp := wire.ReplicateKeyResponse{ReplicaKeyMetadata: m, ReplicaPolicy: keyPolicy, ReplicaTags: []wire.Tag{}}
+	resp := wire.ReplicateKeyResponse{ReplicaKeyMetadata: m, ReplicaPolicy: keyPolicy}
 	for _, t := range tags {
 		resp.ReplicaTags = append(resp.ReplicaTags, wire.Tag{TagKey: t.Key, TagValue: t.Value})
 	}

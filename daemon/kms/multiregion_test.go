@@ -134,7 +134,10 @@ func TestReplicateSpecs(t *testing.T) {
 	} {
 		t.Run(tc.spec, func(t *testing.T) {
 			id, _ := h.multiRegion(args{"KeySpec": tc.spec, "KeyUsage": tc.usage})
-			h.must("ReplicateKey", args{"KeyId": id, "ReplicaRegion": replicaRegion})
+			a := h.must("ReplicateKey", args{"KeyId": id, "ReplicaRegion": replicaRegion, "Tags": []any{}})
+			if got, ok := a.fields["ReplicaTags"]; ok {
+				t.Errorf("answered the tags %v of a replica without", got)
+			}
 			in := args{"KeyId": id}
 			for k, v := range tc.in {
 				in[k] = v

@@ -77,6 +77,9 @@ func canRotate(v *keyView) error {
 // canSchedule refuses keys that do not rotate by themselves, or not by their own
 // schedule.
 func canSchedule(v *keyView) error {
+	if err := lacksMaterial(v); err != nil {
+		return err
+	}
 	if err := canRotate(v); err != nil {
 		return err
 	}
@@ -84,6 +87,15 @@ func canSchedule(v *keyView) error {
 		return wrongOrigin(v)
 	}
 	return onlyPrimary(v)
+}
+
+// lacksMaterial refuses keys that are pending import for their origin, of which AWS
+// speaks before it does of their spec.
+func lacksMaterial(v *keyView) error {
+	if v.state == statePendingImport {
+		return wrongOrigin(v)
+	}
+	return nil
 }
 
 func wrongOrigin(v *keyView) error {

@@ -157,8 +157,10 @@ func TestRotationRefusals(t *testing.T) {
 		case "EnableKeyRotation", "DisableKeyRotation":
 			h.refused(op, args{"KeyId": external}, unsupported, wrongOrigin(externalARN))
 			h.refused(op, args{"KeyId": pending}, unsupported, wrongOrigin(pendingARN))
+			h.refused(op, args{"KeyId": rsa}, unsupported, wrongOrigin(rsaARN)) // before the spec
 		case "GetKeyRotationStatus":
 			h.refused(op, args{"KeyId": pending}, unsupported, wrongOrigin(pendingARN))
+			h.refused(op, args{"KeyId": rsa}, unsupported, wrongOrigin(rsaARN))
 			h.wantRotation(external, externalARN, 0, time.Time{})
 		case "RotateKeyOnDemand":
 			h.refused(op, args{"KeyId": pending}, "KMSInvalidStateException", pendingARN+" is pending import.")
@@ -401,7 +403,11 @@ func TestAutomaticRotation(t *testing.T) {
 	h.happen()
 	versions(30)
 	h.wantRotation(id, arn, 90, date)
+	h.svc.sched.wake = make(chan struct{}, 1)
 	h.must("EnableKey", args{"KeyId": id})
+	if len(h.svc.sched.wake) != 1 {
+		t.Error("nobody looks at what is due once the key is enabled")
+	}
 	h.happen()
 	h.happen()
 	versions(31)
