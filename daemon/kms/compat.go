@@ -49,15 +49,17 @@ var CommonDifferences = []string{
 }
 
 var differences = map[wire.Op][]string{
+	wire.OpCancelKeyDeletion:        {"A key that lacks imported material is PendingImport afterwards, not Disabled."},
 	wire.OpConnectCustomKeyStore:    {"A token is connected in milliseconds. Its password is not changed by the connection."},
 	wire.OpCreateCustomKeyStore:     {"A CloudHsmClusterId names a PKCS#11 token that the operator has configured (option key-stores); TrustAnchorCertificate is compared with the one configured there, if any.", "The name of a proxy is looked up by DNS or in that configuration for VPC_ENDPOINT_SERVICE too: there is no VPC."},
-	wire.OpCreateGrant:              {"Service principals and bare account numbers are not taken as principals.", "A grant token stays valid while its grant exists."},
+	wire.OpCreateGrant:              {"Bare account numbers are not taken as principals.", "GranteeServicePrincipal, RetiringServicePrincipal and Constraints.SourceArn are refused with UnsupportedOperationException.", "A grant token stays valid while its grant exists."},
 	wire.OpCreateKey:                {"An operator may allow asymmetric and HMAC keys in a custom key store of type AWS_CLOUDHSM, where the token can make them."},
 	wire.OpDescribeKey:              {"alias/aws/SERVICE makes the AWS managed key of 26 services. No service calls Keymill, so such a key encrypts nothing: its policy refuses direct use, as that of AWS does."},
 	wire.OpDisconnectCustomKeyStore: {"Takes effect at once: DISCONNECTING is never seen."},
 	wire.OpGenerateRandom:           {"Without CustomKeyStoreId the operating system's generator is the source."},
 	wire.OpGetParametersForImport:   {"SM2 wrapping keys are available in every Region. At most 8 wrapping keys of a KMS key are valid at once; another one makes the oldest invalid."},
 	wire.OpImportKeyMaterial:        {"Private keys may be in BER, and in any encoding of the same key when they are imported again."},
+	wire.OpListGrants:               {"GranteeServicePrincipal is refused with UnsupportedOperationException: no grant names a service."},
 	wire.OpListKeyRotations:         {"The oldest comes first."},
 	wire.OpRotateKeyOnDemand:        {"The rotation is done when it is answered; requests at the same time share one rotation."},
 	wire.OpUpdateCustomKeyStore:     {"Changes are in force at once."},

@@ -219,6 +219,9 @@ func TestCreateGrantRefusals(t *testing.T) {
 		{key, args{"Name": "a b"}, "ValidationException", "1 validation error detected: Value 'a b' at 'name' failed to satisfy constraint: Member must satisfy regular expression pattern: ^[a-zA-Z0-9:/_-]+$"},
 		{key, args{"Operations": nil}, "ValidationException", "1 validation error detected: Value null at 'operations' failed to satisfy constraint: Member must not be null"},
 		{key, args{"Operations": []string{}}, "ValidationException", "Grants must contain at least one operation."},
+		{key, args{"GranteePrincipal": nil, "GranteeServicePrincipal": "s3.amazonaws.com"}, "UnsupportedOperationException", "GranteeServicePrincipal is not supported: leave it out of the request."},
+		{key, args{"RetiringServicePrincipal": "s3.amazonaws.com"}, "UnsupportedOperationException", "RetiringServicePrincipal is not supported: leave it out of the request."},
+		{key, args{"Constraints": args{"SourceArn": "arn:aws:s3:::b"}}, "UnsupportedOperationException", "SourceArn is not supported: leave it out of the request."},
 		{key, args{"Operations": []string{"CreateGrant"}}, "ValidationException", "Grants must not contain only the CreateGrant operation."},
 		{key, args{"Operations": []string{"Sign", "DescribeKey", "GenerateMac", "GetPublicKey"}}, "ValidationException",
 			"The grant operations [Sign, GetPublicKey, GenerateMac] are not valid for " + arn + ": its key spec is SYMMETRIC_DEFAULT and its key usage is ENCRYPT_DECRYPT."},
@@ -232,7 +235,8 @@ func TestCreateGrantRefusals(t *testing.T) {
 	} {
 		h.refused("CreateGrant", grantArgs(c.key, c.in), c.code, c.text)
 	}
-	h.grant(key, args{"Constraints": args{"EncryptionContextEquals": args{"a": strings.Repeat("ü", 383)}}})
+	h.refused("ListGrants", args{"KeyId": key, "GranteeServicePrincipal": "s3.amazonaws.com"}, "UnsupportedOperationException", "GranteeServicePrincipal is not supported: leave it out of the request.")
+	h.grant(key, args{"Constraints": args{"EncryptionContextEquals": args{"a": strings.Repeat("ü", 383)}, "SourceArn": nil}})
 	for _, principal := range []string{
 		rootARN, otherRoot, "arn:aws:iam::" + otherAccount + ":role/r", "arn:aws:sts::" + testAccount + ":assumed-role/r/s", "arn:aws:sts::" + testAccount + ":federated-user/f",
 	} {

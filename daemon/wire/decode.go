@@ -591,6 +591,16 @@ func (d *Decoder) skip() {
 	}
 }
 
+// unsupported refuses a member that AWS KMS has and Keymill does not: whoever
+// narrows a right by it must not get the whole.
+func (d *Decoder) unsupported() {
+	if d.peek() == 'n' {
+		d.literal("null")
+	} else if d.err == nil {
+		d.err = NewError(UnsupportedOperationException, "%s is not supported: leave it out of the request.", d.name)
+	}
+}
+
 func (d *Decoder) skipNumber() {
 	if d.peek() == '-' {
 		d.i++

@@ -183,6 +183,10 @@ func (r *CreateGrantRequest) decode(d *Decoder) {
 				r.RetiringPrincipal = d.str()
 				r.has |= 1 << 7
 			}
+		case "GranteeServicePrincipal":
+			d.unsupported()
+		case "RetiringServicePrincipal":
+			d.unsupported()
 		default:
 			d.skip()
 		}

@@ -450,6 +450,8 @@ func (r *GrantConstraints) decode(d *Decoder) {
 			if d.present(&seen, 1<<1) {
 				r.EncryptionContextSubset = d.pairList()
 			}
+		case "SourceArn":
+			d.unsupported()
 		default:
 			d.skip()
 		}

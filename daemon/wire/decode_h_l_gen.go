@@ -116,6 +116,8 @@ func (r *ListGrantsRequest) decode(d *Decoder) {
 				r.Marker = d.str()
 				r.has |= 1 << 4
 			}
+		case "GranteeServicePrincipal":
+			d.unsupported()
 		default:
 			d.skip()
 		}

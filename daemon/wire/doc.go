@@ -56,7 +56,9 @@
 //	lone surrogate escapes           refused, also in members nobody reads
 //	nesting deeper than 16           refused; the body's object is level 1
 //	member names                     case-exact; escapes in them are resolved
-//	unknown members                  skipped once their syntax is checked
+//	unknown members                  skipped once their syntax is checked; those
+//	                                 that the overlay calls unsupported are
+//	                                 refused with UnsupportedOperationException
 //	a known member twice             refused, even when one is null
 //	an unknown member twice          skipped both
 //	a map key twice                  refused

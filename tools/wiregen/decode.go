@@ -73,6 +73,9 @@ func (g *gen) genDecoders() {
 			}
 			p("}\n")
 		}
+		for _, f := range g.o.Unsupported[s.name] {
+			p("case %q:\nd.unsupported()\n", f)
+		}
 		p("default:\nd.skip()\n}\n}\n}\n\n")
 	}
 }

@@ -88,8 +88,11 @@ func (m *members) UnmarshalJSON(b []byte) error {
 // overlay holds what the model does not say.
 type overlay struct {
 	AlwaysEmit map[string][]string `json:"alwaysEmit"` // strings written even when empty
-	NoMessage  []string            `json:"noMessage"`  // errors whose body is only __type
-	FrontEnd   map[string]int      `json:"frontEnd"`   // errors outside the model, with their status
+	// Unsupported are members that AWS KMS has and the model lacks, where a request
+	// would get more than it asked for if they were skipped.
+	Unsupported map[string][]string `json:"unsupported"`
+	NoMessage   []string            `json:"noMessage"` // errors whose body is only __type
+	FrontEnd    map[string]int      `json:"frontEnd"`  // errors outside the model, with their status
 }
 
 func (s *shape) required(name string) bool {
@@ -145,6 +148,13 @@ func load(modelJSON, extensionJSON, overlayJSON []byte) (*model, *overlay, error
 		for _, f := range fields {
 			if s := m.Shapes[n]; s == nil || !s.has(f) {
 				return nil, nil, fmt.Errorf("overlay: no member %s.%s in the model", n, f)
+			}
+		}
+	}
+	for n, fields := range o.Unsupported {
+		for _, f := range fields {
+			if s := m.Shapes[n]; s == nil || s.has(f) {
+				return nil, nil, fmt.Errorf("overlay: no structure %s in the model without a member %s", n, f)
 			}
 		}
 	}
