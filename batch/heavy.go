@@ -5,18 +5,28 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"time"
 )
 
 // HeavyOptions says what a [Heavy] pool is made of. The zero value is the
 // default that [Plan] recommends, but for GOMAXPROCS, which only the process's
-// owner should change.
+// owner should change, and may with Busy.
 type HeavyOptions struct {
 	Workers int    // 0: Plan(0).Workers
 	Queue   int    // jobs that may wait for a worker; 0: DefaultHeavyQueue
 	CPUs    []int  // worker i is bound to CPUs[i%len(CPUs)]; empty: to none
 	Nice    int    // added to the workers' nice value, 0 to 19
 	Policy  Policy // scheduling policy of the workers
+
+	// Busy, unless nil, is told when jobs come after a rest, and when none has come
+	// for Rest (0: DefaultRest). Calls do not overlap, and no job waits for them.
+	Busy func(bool)
+	Rest time.Duration
 }
+
+// DefaultRest is so long that a signature now and then does not begin anything
+// anew each time.
+const DefaultRest = 5 * time.Second
 
 // DefaultHeavyQueue bounds the wait for a worker to some seconds of RSA_4096 on
 // two cores, about what a client waits before it gives up.
@@ -58,6 +68,7 @@ type Heavy struct {
 	queue chan *task
 	tasks sync.Pool // of *task
 	ended sync.WaitGroup
+	rouse *rouser // nil when nobody asked
 }
 
 // A task is one job on its way to a worker and back.
@@ -98,6 +109,12 @@ func NewHeavy(o HeavyOptions) (*Heavy, error) {
 		h.Close()
 		return nil, err
 	}
+	if o.Busy != nil {
+		if o.Rest <= 0 {
+			o.Rest = DefaultRest
+		}
+		h.rouse = startRouser(o.Busy, o.Rest, h.door.inside)
+	}
 	return h, nil
 }
 
@@ -121,6 +138,9 @@ func (h *Heavy) Run(job func()) error {
 	if err := h.door.enter(); err != nil {
 		return err
 	}
+	if h.rouse != nil {
+		h.rouse.job()
+	}
 	t := h.tasks.Get().(*task)
 	t.job = job
 	h.queue <- t
@@ -143,6 +163,9 @@ func (h *Heavy) Pending() int { return h.door.inside() }
 func (h *Heavy) Close() {
 	if h.door.shut() {
 		close(h.queue)
+		if h.rouse != nil {
+			h.rouse.close()
+		}
 	}
 	h.ended.Wait()
 }

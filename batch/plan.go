@@ -16,13 +16,14 @@ type Layout struct {
 	CPUs       []int   // processors the process may use, ascending; nil when unknown
 	Cores      float64 // what a control group's quota leaves of them
 	Workers    int     // heavy jobs at a time
-	GOMAXPROCS int     // for runtime.GOMAXPROCS, at start
+	GOMAXPROCS int     // for runtime.GOMAXPROCS, while heavy jobs run
 	Pin        []int   // where to bind workers, one physical core after the other
 }
 
 // Plan looks at the machine and returns the recommended layout for a number of
 // heavy workers; 0 is one for each core that the process may use. It changes
-// nothing. Call it once at start and give its GOMAXPROCS to the runtime.
+// nothing. Call it once at start, and give its GOMAXPROCS to the runtime while there
+// are heavy jobs ([HeavyOptions].Busy).
 //
 // Why GOMAXPROCS is raised: a heavy job keeps one of Go's Ps for its whole
 // length, and Go takes it away after 10 ms at the earliest. With as many heavy
@@ -30,10 +31,8 @@ type Layout struct {
 // only then; with 2 locked workers on 2 Ps and 64 submitters, a 1 ms sleeper
 // never woke. So there are as many Ps as cores beyond the workers: what is
 // light always finds one free, with a thread behind it, and the operating
-// system, which knows that such threads mostly sleep, runs them first.
-//
-// Setting GOMAXPROCS ends the runtime's own following of a quota that changes
-// while the process runs; a restart follows it.
+// system, which knows that such threads mostly sleep, runs them first. Without
+// heavy jobs the same room only costs: see the package documentation.
 //
 // Under a quota of less than all processors, heavy work could use it up, and
 // everything would stand still to the end of the quota's period (100 ms as a

@@ -65,7 +65,7 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 	if err != nil {
 		return nil, err
 	}
-	workers, cpus := s.shareProcessors()
+	workers, cpus, busy := s.shareProcessors()
 	svc, err := kms.New(kms.Config{
 		Store:   store,
 		Account: s.cfg.Account,
@@ -77,6 +77,7 @@ func (s *Server) openService(ctx context.Context) (_ *service, err error) {
 
 		HeavyWorkers: workers,
 		HeavyCPUs:    cpus,
+		HeavyBusy:    busy,
 
 		KeyStores: stores,
 	})

@@ -28,7 +28,7 @@ import (
 // heavyWorkers returns the pool for c, with fewer workers than Go has Ps when
 // nobody says how many: as many would starve the scheduler.
 func heavyWorkers(c Config) (*mill.Heavy, error) {
-	o := mill.HeavyOptions{Workers: c.HeavyWorkers, CPUs: c.HeavyCPUs}
+	o := mill.HeavyOptions{Workers: c.HeavyWorkers, CPUs: c.HeavyCPUs, Busy: c.HeavyBusy}
 	if o.Workers < 1 {
 		o.Workers = max(1, runtime.GOMAXPROCS(0)-1)
 	}

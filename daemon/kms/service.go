@@ -34,9 +34,11 @@ type Config struct {
 
 	// HeavyWorkers is the number of threads for work of some 100 us and more, 0
 	// for one less than GOMAXPROCS; see batch.Plan. HeavyCPUs are the processors to bind
-	// them to, none for none.
+	// them to, none for none. HeavyBusy is told when they begin to work and when they
+	// rest; see batch.HeavyOptions.
 	HeavyWorkers int
 	HeavyCPUs    []int
+	HeavyBusy    func(bool)
 
 	// KeyStores are the devices that custom key stores can be made on.
 	KeyStores KeyStoreConfig
