@@ -87,6 +87,9 @@ func parseKeyStoreFile(text []byte) (*keyStoreFile, error) {
 			bad("clusters: %s: sessions is %d; 0 is as many as the token takes", id, c.Sessions)
 		}
 	}
+	if (f.XKS.Cert == "") != (f.XKS.Key == "") {
+		bad("xks: cert and key go together")
+	}
 	return f, errors.Join(errs...)
 }
 

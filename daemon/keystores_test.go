@@ -61,6 +61,8 @@ func TestKeyStoreFileRefused(t *testing.T) {
 		"two documents":  {"clusters: {}\n---\nxks: {}\n", "more than one document"},
 		"no mapping":     {"- 1\n", "line 1"},
 		"no anchor":      {"clusters:\n  cluster-aaaaaaaaaaa: {module: m, token: t, trust-anchor: stores.yaml}\n", "holds no certificate in PEM"},
+		"cert alone":     {"xks:\n  cert: c.pem\n", "xks: cert and key go together"},
+		"key alone":      {"xks:\n  key: c.key\n", "xks: cert and key go together"},
 		"anchor missing": {"clusters:\n  cluster-aaaaaaaaaaa: {module: m, token: t, trust-anchor: none.pem}\n", "none.pem"},
 	} {
 		t.Run(name, func(t *testing.T) {

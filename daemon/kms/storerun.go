@@ -454,7 +454,7 @@ func (s *Service) openStores(c KeyStoreConfig) (err error) {
 	k.config = c
 	k.config.Proxies.Logger, k.config.Proxies.Clock = s.log, s.clock
 	if k.proxies, err = xks.NewTransport(k.config.Proxies); err != nil {
-		return err
+		return fmt.Errorf("key-stores: xks: %w", err)
 	}
 	s.destroyExternal = s.destroyInToken
 	k.stop, k.cancel = context.WithCancel(context.Background())
