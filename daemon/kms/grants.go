@@ -403,7 +403,8 @@ func retireGrant(x *exchange, in *wire.RetireGrantRequest) error {
 }
 
 // grantToRetire returns the key and the ID of the grant that a RetireGrant request
-// names, by token or by both.
+// names, by token or by both. AWS documents KeyId as a key ARN, and takes the key ID
+// of a key of the caller's account as well.
 func (x *exchange) grantToRetire(in *wire.RetireGrantRequest) (v *keyView, id string, err error) {
 	switch {
 	case in.HasGrantToken() && (in.HasKeyId() || in.HasGrantId()):
@@ -420,8 +421,6 @@ func (x *exchange) grantToRetire(in *wire.RetireGrantRequest) (v *keyView, id st
 		return v, at.ID, err
 	case !in.HasKeyId() || !in.HasGrantId():
 		return nil, "", invalid("Name the grant by GrantToken, or by both KeyId and GrantId.")
-	case !strings.HasPrefix(in.KeyId, "arn:"):
-		return nil, "", wire.NewError(wire.InvalidArnException, "Invalid arn %s", in.KeyId)
 	}
 	if err := checkGrantID(in.GrantId); err != nil {
 		return nil, "", err

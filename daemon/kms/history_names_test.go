@@ -88,7 +88,7 @@ func (p *player) retireGrant() {
 	a, g := p.aGrant()
 	in := args{"GrantToken": g.token}
 	if g.name == "" || p.chance(50) {
-		in = args{"KeyId": "arn:aws:kms:" + a.region + ":" + testAccount + ":key/" + a.text[strings.LastIndex(a.text, "/")+1:], "GrantId": g.id}
+		in = args{"KeyId": a.text, "GrantId": g.id}
 	}
 	want := ruled(a, func(*mkey) string { return when(g.name == "", codeNotFound) })
 	if p.chance(15) && want == "" {
