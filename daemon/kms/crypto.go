@@ -36,7 +36,10 @@ func cryptoError(err error, v *keyView, op *engine.Op) error {
 	case engine.ErrDigestLength:
 		return invalid("Digest is invalid length for algorithm %s.", op.Alg)
 	case engine.ErrMessageType:
-		return invalid("Message type %s is not valid for algorithm %s.", op.Type, op.Alg)
+		if op.Alg == engine.AlgMLDSA {
+			return invalid("Message type %s is incompatible with key spec %s.", op.Type, v.spec)
+		}
+		return invalid("Message type %s is incompatible with algorithm %s.", op.Type, op.Alg)
 	case engine.ErrInvalidPublicKey:
 		return invalid("")
 	}
@@ -52,9 +55,10 @@ func incompatible(alg engine.Algorithm, v *keyView) error {
 
 var errIncorrectKey = wire.NewError(wire.IncorrectKeyException, "The key ID in the request does not identify a CMK that can perform this operation.")
 
-// namesAnother tells whether v is the key that the request names for a ciphertext
-// which names another itself. AWS KMS says so before it speaks of v's key usage.
-func (x *exchange) namesAnother(v *keyView) bool {
+// ciphertextOf refuses v as the key that the request names for a symmetric
+// ciphertext: one that is none, or that names another key. AWS KMS says so before it
+// speaks of v's usage, state or spec.
+func (x *exchange) ciphertextOf(v *keyView) error {
 	var ciphertext []byte
 	var alg string
 	var modifiers []string
@@ -64,13 +68,23 @@ func (x *exchange) namesAnother(v *keyView) bool {
 	case *wire.ReEncryptRequest:
 		ciphertext, alg, modifiers = in.CiphertextBlob, in.SourceEncryptionAlgorithm, in.DryRunModifiers
 	default:
-		return false
+		return nil
 	}
 	if v != x.key || len(modifiers) > 0 || algorithm(alg, engine.AlgSymmetric) != engine.AlgSymmetric {
-		return false
+		return nil
 	}
-	h, err := engine.ParseBlob(ciphertext)
-	return err == nil && h.KeyID != v.id
+	return names(ciphertext, v)
+}
+
+// names refuses a symmetric ciphertext that does not name v.
+func names(ciphertext []byte, v *keyView) error {
+	switch h, err := engine.ParseBlob(ciphertext); {
+	case err != nil:
+		return wire.Bare(wire.InvalidCiphertextException)
+	case h.KeyID != v.id:
+		return errIncorrectKey
+	}
+	return nil
 }
 
 // seal encrypts plaintext under v. The result is in op.Out.
@@ -89,8 +103,8 @@ func (x *exchange) seal(v *keyView, op *engine.Op, alg engine.Algorithm, plainte
 // open decrypts ciphertext under v. The result is in op.Out, which is x.secret.
 func (x *exchange) open(v *keyView, op *engine.Op, alg engine.Algorithm, ciphertext, aad []byte) error {
 	if alg == engine.AlgSymmetric {
-		if h, err := engine.ParseBlob(ciphertext); err == nil && h.KeyID != v.id {
-			return errIncorrectKey
+		if err := names(ciphertext, v); err != nil {
+			return err
 		}
 	} else if len(aad) > 0 {
 		return invalid("EncryptionContext is not supported with algorithm %s: it can only be used with symmetric encryption keys.", alg)
@@ -226,11 +240,26 @@ func dataKeySize(keySpec string, numberOfBytes wire.Opt[int64]) (int, error) {
 	return int(numberOfBytes.V), nil
 }
 
+// dataKeyKey finds the key for a new data key, once it is clear what to make: AWS KMS
+// looks at that before it does at the key's usage and state.
+func dataKeyKey[I any](fields func(in *I) (keyID, keySpec string, numberOfBytes wire.Opt[int64])) func(*exchange) (*keyView, error) {
+	return func(x *exchange) (*keyView, error) {
+		id, spec, n := fields(any(x.in).(*I))
+		if _, err := dataKeySize(spec, n); err != nil {
+			return nil, err
+		}
+		return x.resolve(id, keysAndAliases)
+	}
+}
+
 // newDataKey fills x.secret with a new data key and seals it under x.key.
 func (x *exchange) newDataKey(keySpec string, numberOfBytes wire.Opt[int64], context []wire.Pair) error {
 	n, err := dataKeySize(keySpec, numberOfBytes)
 	if err != nil {
 		return err
+	}
+	if !x.key.spec.Symmetric() {
+		return wire.ErrorText(wire.InvalidKeyUsageException, "You cannot generate a data key with an asymmetric CMK")
 	}
 	x.secret = x.secret[:n]
 	engine.Random(x.secret)

@@ -195,13 +195,10 @@ func (w *world) in(k *mkey, allowed ...string) string {
 
 // used refuses cryptography with a key that is not one for it.
 func (w *world) used(k *mkey, usage string) string {
-	if code := w.in(k, "Enabled"); code != "" {
-		return code
-	}
 	if k.kind.usage != usage {
 		return codeUsage
 	}
-	return ""
+	return w.in(k, "Enabled")
 }
 
 // changed refuses changes of a key that is to be deleted.

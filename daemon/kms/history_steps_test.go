@@ -350,7 +350,12 @@ func (p *player) enableRotation() {
 
 func (p *player) disableRotation() {
 	a := p.aim(false)
-	want := ruled(a, p.scheduled)
+	want := ruled(a, func(k *mkey) string {
+		if !k.kind.symmetric && k.fam.origin == "AWS_KMS" { // nothing to disable
+			return p.w.in(k, "Enabled")
+		}
+		return p.scheduled(k)
+	})
 	p.expect(want, a.region, "DisableKeyRotation", args{"KeyId": a.text})
 	if want == "" {
 		a.key.fam.next = time.Time{}
@@ -533,8 +538,8 @@ func (p *player) named(b *mblob) (a aimed, want string) {
 			case !b.kind.symmetric:
 				wrong = codeCiphertext
 			}
-			if wrong == codeWrongKey { // before the key usage, after the key state
-				return first(p.w.in(k, "Enabled"), wrong)
+			if wrong == codeWrongKey { // before the key's usage and state
+				return wrong
 			}
 			return first(p.w.used(k, "ENCRYPT_DECRYPT"), wrong)
 		})
@@ -696,7 +701,7 @@ func (p *player) verify(s *mseal, region string, wrong bool) {
 func (p *player) publicKey() {
 	a := p.aim(true)
 	want := ruled(a, func(k *mkey) string {
-		return first(p.w.changed(k), when(!k.kind.asymmetric, codeUnsupported), when(len(k.fam.materials) == 0 && k.fam.origin == originExternal, codeState))
+		return first(p.w.changed(k), when(!k.kind.asymmetric && p.w.shown(k) == "PendingImport", codeState), when(!k.kind.asymmetric, codeUnsupported), when(len(k.fam.materials) == 0 && k.fam.origin == originExternal, codeState))
 	})
 	r := p.expect(want, a.region, "GetPublicKey", args{"KeyId": a.text})
 	if want != "" {

@@ -27,14 +27,14 @@ type aliasName struct{ account, region, name string }
 // resolve finds the key that an identifier names, seen from the caller's account
 // and the request's region.
 func (x *exchange) resolve(text string, forms identifierForms) (*keyView, error) {
-	account, resource := x.account, text
+	account, resource, unknown := x.account, text, "Invalid keyId '%s'"
 	if strings.HasPrefix(text, "arn:") {
 		var err error
 		if account, resource, err = x.splitARN(text); err != nil {
 			return nil, err
 		}
 		if id, ok := strings.CutPrefix(resource, "key/"); ok {
-			resource = id
+			resource, unknown = id, "Invalid keyId %s"
 		} else if !strings.HasPrefix(resource, aliasPrefix) {
 			return nil, wire.NewError(wire.InvalidArnException, "Invalid arn %s", text)
 		}
@@ -47,7 +47,10 @@ func (x *exchange) resolve(text string, forms identifierForms) (*keyView, error)
 	}
 	id, ok := engine.ParseKeyID(resource)
 	if !ok {
-		return nil, wire.NewError(wire.NotFoundException, "Invalid keyId '%s'", resource)
+		if _, ok := engine.ParseKeyID(strings.ToLower(resource)); ok && !strings.HasPrefix(strings.ToLower(resource), "mrk-") {
+			return nil, keyNotFound(keyARN(x.region, account, resource)) // a UUID, but no key's
+		}
+		return nil, wire.NewError(wire.NotFoundException, unknown, resource)
 	}
 	v, err := x.svc.view(keystore.Ref{Region: x.region, ID: id.ID})
 	if errors.Is(err, keystore.ErrNotFound) || err == nil && (v.id != id || v.rec.Account != account) {

@@ -141,6 +141,8 @@ func TestIdentifiers(t *testing.T) {
 		{strings.ReplaceAll(unknown, "-", ""), "NotFoundException", "Invalid keyId '" + strings.ReplaceAll(unknown, "-", "") + "'"},
 		{strings.Replace(arn, testRegion, "us-west-2", 1), "NotFoundException", "Invalid arn us-west-2"},
 		{strings.Replace(arn, testAccount, "999999999999", 1), "NotFoundException", "Key '" + strings.Replace(arn, testAccount, "999999999999", 1) + "' does not exist"},
+		{strings.Replace(arn, id, "nonsense", 1), "NotFoundException", "Invalid keyId nonsense"},
+		{strings.ToUpper(unknown), "NotFoundException", "Key '" + strings.Replace(arn, id, strings.ToUpper(unknown), 1) + "' does not exist"},
 		{"arn:aws:kms:nonsense", "InvalidArnException", "Invalid arn arn:aws:kms:nonsense"},
 		{"alias/missing", "NotFoundException", "Alias arn:aws:kms:" + testRegion + ":" + testAccount + ":alias/missing is not found."},
 		{strings.Replace(aliasARN, testAccount, "999999999999", 1), "NotFoundException", "Alias " + strings.Replace(aliasARN, testAccount, "999999999999", 1) + " is not found."},
@@ -280,13 +282,20 @@ func TestCiphertexts(t *testing.T) {
 	h.refused("Decrypt", args{"CiphertextBlob": blob, "EncryptionContext": ctx, "KeyId": b}, "IncorrectKeyException", incorrect)
 	mac, macARN := h.newKey(args{"KeySpec": "HMAC_224", "KeyUsage": "GENERATE_VERIFY_MAC"})
 	wrongUsage := macARN + " key usage is GENERATE_VERIFY_MAC which is not valid for "
+	off, offARN := h.newKey(nil)
+	h.must("DisableKey", args{"KeyId": off})
+	offMAC, offMACARN := h.newKey(args{"KeySpec": "HMAC_224", "KeyUsage": "GENERATE_VERIFY_MAC"})
+	h.must("DisableKey", args{"KeyId": offMAC})
 	for _, c := range []struct {
 		op         string
 		in         args
 		code, text string
 	}{
+		{"Decrypt", args{"KeyId": off, "CiphertextBlob": blob}, "IncorrectKeyException", incorrect},
+		{"Encrypt", args{"KeyId": off, "Plaintext": b64("x")}, "DisabledException", offARN + " is disabled."},
+		{"Encrypt", args{"KeyId": offMAC, "Plaintext": b64("x")}, "InvalidKeyUsageException", offMACARN + " key usage is GENERATE_VERIFY_MAC which is not valid for Encrypt."},
+		{"GenerateDataKey", args{"KeyId": off}, "ValidationException", "Please specify either number of bytes or key spec."},
 		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": blob}, "IncorrectKeyException", incorrect},
-		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": b64("garbage")}, "InvalidKeyUsageException", wrongUsage + "Decrypt."},
 		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": blob, "EncryptionAlgorithm": "RSAES_OAEP_SHA_1"}, "InvalidKeyUsageException", wrongUsage + "Decrypt."},
 		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": blob, "DryRun": true, "DryRunModifiers": []string{"IGNORE_CIPHERTEXT"}}, "InvalidKeyUsageException", wrongUsage + "Decrypt."},
 		{"ReEncrypt", args{"SourceKeyId": mac, "CiphertextBlob": blob, "DestinationKeyId": b}, "IncorrectKeyException", incorrect},
@@ -312,6 +321,8 @@ func TestWrongKeyForOperation(t *testing.T) {
 	sig, sigARN := h.newKey(args{"KeySpec": "RSA_2048", "KeyUsage": "SIGN_VERIFY"})
 	enc, _ := h.newKey(args{"KeySpec": "RSA_2048", "KeyUsage": "ENCRYPT_DECRYPT"})
 	mac, _ := h.newKey(args{"KeySpec": "HMAC_224", "KeyUsage": "GENERATE_VERIFY_MAC"})
+	ed, _ := h.newKey(args{"KeySpec": "ECC_NIST_EDWARDS25519", "KeyUsage": "SIGN_VERIFY"})
+	mldsa, _ := h.newKey(args{"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY"})
 	for _, c := range []struct {
 		op         string
 		in         args
@@ -332,7 +343,13 @@ func TestWrongKeyForOperation(t *testing.T) {
 		{"Decrypt", args{}, "ValidationException", "1 validation error detected: Value null at 'ciphertextBlob' failed to satisfy constraint: Member must not be null"},
 		{"Encrypt", args{"KeyId": sym, "Plaintext": b64("x"), "GrantTokens": []string{"t"}}, "InvalidGrantTokenException", "Invalid grant token: it is malformed, or not one of a grant in eu-west-1."},
 		{"GenerateRandom", args{"NumberOfBytes": 8, "Recipient": args{"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": b64("x")}}, "UnsupportedOperationException", "Recipient is not supported: this version of Keymill cannot verify attestation documents."},
-		{"GetPublicKey", args{"KeyId": sym}, "UnsupportedOperationException", symARN + " has key spec SYMMETRIC_DEFAULT, which has no public key."},
+		{"GetPublicKey", args{"KeyId": sym}, "UnsupportedOperationException", ""},
+		{"GenerateDataKey", args{"KeyId": enc, "KeySpec": "AES_256"}, "InvalidKeyUsageException", "You cannot generate a data key with an asymmetric CMK"},
+		{"GenerateDataKeyWithoutPlaintext", args{"KeyId": sig, "NumberOfBytes": 1}, "InvalidKeyUsageException", sigARN + " key usage is SIGN_VERIFY which is not valid for GenerateDataKeyWithoutPlaintext."},
+		{"GenerateDataKey", args{"KeyId": sig}, "ValidationException", "Please specify either number of bytes or key spec."}, // before the usage
+		{"Sign", args{"KeyId": ed, "Message": b64("x"), "SigningAlgorithm": "ED25519_PH_SHA_512"}, "ValidationException", "Message type RAW is incompatible with algorithm ED25519_PH_SHA_512."},
+		{"Sign", args{"KeyId": ed, "Message": b64("x"), "SigningAlgorithm": "ED25519_SHA_512", "MessageType": "DIGEST"}, "ValidationException", "Message type DIGEST is incompatible with algorithm ED25519_SHA_512."},
+		{"Sign", args{"KeyId": mldsa, "Message": b64("x"), "SigningAlgorithm": "ML_DSA_SHAKE_256", "MessageType": "DIGEST"}, "ValidationException", "Message type DIGEST is incompatible with key spec ML_DSA_44."},
 	} {
 		h.refused(c.op, c.in, c.code, c.text)
 	}
@@ -344,6 +361,8 @@ func TestWrongKeyForOperation(t *testing.T) {
 		{"Verify", args{"KeyId": sig, "Message": b64("x"), "Signature": b64("y"), "SigningAlgorithm": "RSASSA_PSS_SHA_256"}, `{"__type":"KMSInvalidSignatureException"}`},
 		{"VerifyMac", args{"KeyId": mac, "Message": b64("x"), "Mac": b64("y"), "MacAlgorithm": "HMAC_SHA_224"}, `{"__type":"KMSInvalidMacException"}`},
 		{"Decrypt", args{"KeyId": enc, "CiphertextBlob": b64("y"), "EncryptionAlgorithm": "RSAES_OAEP_SHA_256"}, `{"__type":"InvalidCiphertextException"}`},
+		{"Decrypt", args{"KeyId": enc, "CiphertextBlob": b64("y")}, `{"__type":"InvalidCiphertextException"}`}, // before the algorithm
+		{"Decrypt", args{"KeyId": mac, "CiphertextBlob": b64("y")}, `{"__type":"InvalidCiphertextException"}`}, // before the usage
 	} {
 		if a := h.call(c.op, c.in); a.status != 400 || a.body != c.body {
 			t.Errorf("%s %v: %s", c.op, c.in, a)

@@ -260,7 +260,7 @@ func (x *exchange) refuseUnsupportedFields() error {
 }
 
 // judge decides whether the operation may go on with v: the caller's permission,
-// the key's quota, its state, its usage. The order is AWS's: who may not see a
+// the key's quota, its usage, its state. The order is AWS's: who may not see a
 // key learns nothing of its state.
 func (x *exchange) judge(v *keyView, action string) error {
 	if err := x.authorise(v, action); err != nil {
@@ -269,16 +269,18 @@ func (x *exchange) judge(v *keyView, action string) error {
 	if err := x.admitKey(v); err != nil {
 		return err
 	}
-	if err := x.row.states.check(v.at(x.now).state, v.arn); err != nil {
+	usable := x.row.usage == 0 || v.usage == x.row.usage
+	refused := x.row.states.check(v.at(x.now).state, v.arn)
+	if usable && refused == nil {
+		return nil
+	}
+	if err := x.ciphertextOf(v); err != nil { // else open finds it
 		return err
 	}
-	if x.row.usage != 0 && v.usage != x.row.usage {
-		if x.namesAnother(v) {
-			return errIncorrectKey
-		}
+	if !usable {
 		return wire.NewError(wire.InvalidKeyUsageException, "%s key usage is %s which is not valid for %s.", v.arn, v.usage, x.opName())
 	}
-	return nil
+	return refused
 }
 
 // authorise is the place of the permission check. Today the only principal is

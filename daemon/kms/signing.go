@@ -74,11 +74,11 @@ func deriveSharedSecret(x *exchange, in *wire.DeriveSharedSecretRequest) error {
 
 func getPublicKey(x *exchange, _ *wire.GetPublicKeyRequest) error {
 	v := x.key
-	if !v.spec.Asymmetric() {
-		return wire.NewError(wire.UnsupportedOperationException, "%s has key spec %s, which has no public key.", v.arn, v.spec)
-	}
-	if len(v.rec.PublicKey) == 0 { // no key pair was imported yet
+	if v.state == statePendingImport && len(v.rec.PublicKey) == 0 { // no key pair was imported yet
 		return invalidState("%s is pending import.", v.arn)
+	}
+	if !v.spec.Asymmetric() {
+		return wire.Bare(wire.UnsupportedOperationException)
 	}
 	resp := wire.GetPublicKeyResponse{
 		KeyId:                 v.arn,

@@ -54,11 +54,15 @@ var coreRows = []operation{
 	{op: wire.OpDisableKey, key: byKey(func(in *wire.DisableKeyRequest) string { return in.KeyId }), states: enableDisable, run: with(disableKey)},
 	{op: wire.OpEnableKey, key: byKey(func(in *wire.EnableKeyRequest) string { return in.KeyId }), states: enableDisable, run: with(enableKey)},
 	{op: wire.OpEncrypt, key: byAlias(func(in *wire.EncryptRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(encrypt)},
-	{op: wire.OpGenerateDataKey, key: byAlias(func(in *wire.GenerateDataKeyRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKey)},
+	{op: wire.OpGenerateDataKey, key: dataKeyKey(func(in *wire.GenerateDataKeyRequest) (string, string, wire.Opt[int64]) {
+		return in.KeyId, in.KeySpec, in.NumberOfBytes
+	}), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKey)},
 	{op: wire.OpGenerateDataKeyPair, key: byAlias(func(in *wire.GenerateDataKeyPairRequest) string { return in.KeyId }), states: dataKeyPair, quota: pairQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyPair)},
 	{op: wire.OpGenerateDataKeyPairWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyPairWithoutPlaintextRequest) string { return in.KeyId }), states: dataKeyPair, quota: pairQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyPairWithoutPlaintext)},
 	{op: wire.OpGenerateDataKeys, actionOf: generateDataKeysAction, key: byAlias(func(in *wire.GenerateDataKeysRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, units: items(dataKeyUnits), run: with(generateDataKeys)},
-	{op: wire.OpGenerateDataKeyWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyWithoutPlaintextRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyWithoutPlaintext)},
+	{op: wire.OpGenerateDataKeyWithoutPlaintext, key: dataKeyKey(func(in *wire.GenerateDataKeyWithoutPlaintextRequest) (string, string, wire.Opt[int64]) {
+		return in.KeyId, in.KeySpec, in.NumberOfBytes
+	}), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyWithoutPlaintext)},
 	{op: wire.OpGenerateMac, key: byAlias(func(in *wire.GenerateMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(generateMac)},
 	{op: wire.OpGenerateRandom, quota: symmetricQuota, run: with(generateRandom)},
 	{op: wire.OpGetKeyPolicy, key: byKey(func(in *wire.GetKeyPolicyRequest) string { return in.KeyId }), states: always, run: with(getKeyPolicy)},
