@@ -40,7 +40,7 @@ func (o *benchOptions) run(ctx context.Context, p *benchPlan, stdout io.Writer) 
 	var files []*output
 	defer func() {
 		for _, f := range files {
-			err = errors.Join(err, f.close(err == nil))
+			err = errors.Join(err, f.close())
 		}
 	}()
 	for _, path := range []string{o.json, o.html} {
@@ -69,20 +69,25 @@ func (o *benchOptions) run(ctx context.Context, p *benchPlan, stdout io.Writer) 
 	var (
 		changes  []perf.Change
 		warnings []string
+		unlike   error // the earlier report is of something else: these figures stand
 	)
 	if b.plan.earlier != nil {
-		if changes, warnings, err = perf.Changes(b.plan.earlier, b.report); err != nil {
-			return fmt.Errorf("--compare %s: %w", b.compare, err)
-		}
-		fmt.Fprintf(stdout, "\nchange since %s\n", b.plan.earlier.Began.Format(time.RFC1123))
-		if err := perf.WriteChanges(stdout, changes, warnings); err != nil {
-			return err
+		if changes, warnings, unlike = perf.Changes(b.plan.earlier, b.report); unlike != nil {
+			unlike = fmt.Errorf("--compare %s: %w", b.compare, unlike)
+		} else {
+			fmt.Fprintf(stdout, "\nchange since %s\n", b.plan.earlier.Began.Format(time.RFC1123))
+			if err := perf.WriteChanges(stdout, changes, warnings); err != nil {
+				return err
+			}
 		}
 	}
 	if err := files[0].write(b.report.WriteJSON); err != nil {
 		return err
 	}
-	return files[1].write(func(w io.Writer) error { return b.report.WriteHTML(w, changes, warnings) })
+	if err := files[1].write(func(w io.Writer) error { return b.report.WriteHTML(w, changes, warnings) }); err != nil {
+		return err
+	}
+	return unlike
 }
 
 // start starts a daemon, or finds the one that is there.
@@ -325,7 +330,7 @@ func commandLine(args []string) string {
 // An output is a file that is written at the end, if all went well.
 type output struct {
 	file  *os.File // nil when none was asked for
-	fresh bool
+	fresh bool     // made for the run, and still empty
 }
 
 func openOutput(path string) (*output, error) {
@@ -348,16 +353,17 @@ func (o *output) write(to func(io.Writer) error) error {
 	if err := to(o.file); err != nil {
 		return fmt.Errorf("%s: %w", o.file.Name(), err)
 	}
+	o.fresh = false
 	return nil
 }
 
 // close closes the file; one that was made for nothing goes.
-func (o *output) close(written bool) error {
+func (o *output) close() error {
 	if o.file == nil {
 		return nil
 	}
 	err := o.file.Close()
-	if !written && o.fresh {
+	if o.fresh {
 		err = errors.Join(err, os.Remove(o.file.Name()))
 	}
 	return err

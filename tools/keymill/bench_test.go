@@ -121,6 +121,16 @@ func TestBench(t *testing.T) {
 	if data, err := os.ReadFile(page); err != nil || !strings.Contains(string(data), "<svg") {
 		t.Errorf("page of %d bytes, %v", len(data), err)
 	}
+
+	// An earlier run of something else cannot be compared; this one is kept all the same.
+	third := filepath.Join(dir, "3.json")
+	_, stderr, status = run(t, append(short, "--op", "DescribeKey", "--compare", first, "--json", third)...)
+	if status != 1 || !strings.Contains(stderr, "the earlier report has none of these measurements") {
+		t.Errorf("status %d: %s", status, stderr)
+	}
+	if info, err := os.Stat(third); err != nil || info.Size() == 0 {
+		t.Errorf("the figures of an hour are lost: %v", err)
+	}
 }
 
 // The light class beside the heavy one, in one run.
