@@ -54,6 +54,7 @@ var differences = map[wire.Op][]string{
 	wire.OpCreateCustomKeyStore:     {"A CloudHsmClusterId names a PKCS#11 token that the operator has configured (option key-stores); TrustAnchorCertificate is compared with the one configured there, if any.", "The name of a proxy is looked up by DNS or in that configuration for VPC_ENDPOINT_SERVICE too: there is no VPC."},
 	wire.OpCreateGrant:              {"Bare account numbers are not taken as principals.", "GranteeServicePrincipal, RetiringServicePrincipal and Constraints.SourceArn are refused with UnsupportedOperationException.", "A grant token stays valid while its grant exists."},
 	wire.OpCreateKey:                {"An operator may allow asymmetric and HMAC keys in a custom key store of type AWS_CLOUDHSM, where the token can make them."},
+	wire.OpDecrypt:                  {"A wrong ciphertext or encryption context of a key in a custom key store of type AWS_CLOUDHSM is InvalidCiphertextException, as with other keys; what else fails there is KMSInvalidStateException."},
 	wire.OpDescribeKey:              {"alias/aws/SERVICE makes the AWS managed key of 26 services. No service calls Keymill, so such a key encrypts nothing: its policy refuses direct use, as that of AWS does."},
 	wire.OpDisconnectCustomKeyStore: {"Takes effect at once: DISCONNECTING is never seen."},
 	wire.OpGenerateRandom:           {"Without CustomKeyStoreId the operating system's generator is the source."},
@@ -67,5 +68,6 @@ var differences = map[wire.Op][]string{
 	wire.OpRetireGrant:              {"A GrantToken together with KeyId or GrantId is refused."},
 	wire.OpScheduleKeyDeletion:      {"The key is destroyed within a minute of its date, and its bytes are gone from the disk some ten minutes later. After a jump of the clock destruction waits until the operator confirms the time."},
 	wire.OpUpdatePrimaryRegion:      {"The Updating state is never seen."},
+	wire.OpReEncrypt:                {"A wrong ciphertext or encryption context of a key in a custom key store of type AWS_CLOUDHSM is InvalidCiphertextException, as with other keys; what else fails there is KMSInvalidStateException."},
 	wire.OpReplicateKey:             {"The answer shows the state Creating as AWS KMS does; the replica can be used when it is sent."},
 }
