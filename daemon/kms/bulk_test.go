@@ -287,7 +287,7 @@ func TestBatchItems(t *testing.T) {
 	off, offARN := h.newKey(nil)
 	const tooShort = "1 validation error detected: Value at 'plaintext' failed to satisfy constraint: Member must have length greater than or equal to 1"
 	const tooLong = "1 validation error detected: Value at 'plaintext' failed to satisfy constraint: Member must have length less than or equal to 4096"
-	const none = "1 validation error detected: Value null at 'plaintext' failed to satisfy constraint: Member must not be null"
+	const none = "1 validation error detected: Value at 'plaintext' failed to satisfy constraint: Member must not be null"
 
 	items := []args{{"Plaintext": ""}, {"Plaintext": b64("first")}, {"Plaintext": b64(strings.Repeat("x", 4097))}, {}, {"Plaintext": b64("own"), "EncryptionContext": args{"c": "d"}},
 		{"Plaintext": b64("bare"), "EncryptionContext": args{}}}

@@ -79,7 +79,7 @@ func isDataKeyPairSpec(s string) bool {
 	return false
 }
 
-const setDataKeySpec = "[AES_256, AES_128]"
+const setDataKeySpec = "[RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256, ECC_NIST_P384, ECC_NIST_P521, ECC_SECG_P256K1, ECC_NIST_EDWARDS25519, SYMMETRIC_DEFAULT, HMAC_224, HMAC_256, HMAC_384, HMAC_512, SM2, ML_DSA_44, ML_DSA_65, ML_DSA_87]"
 
 func isDataKeySpec(s string) bool {
 	switch s {
@@ -100,7 +100,7 @@ func isDryRunModifierType(s string) bool {
 	return false
 }
 
-const setEncryptionAlgorithmSpec = "[SYMMETRIC_DEFAULT, RSAES_OAEP_SHA_1, RSAES_OAEP_SHA_256, SM2PKE]"
+const setEncryptionAlgorithmSpec = "[RSAES_OAEP_SHA_1, RSAES_OAEP_SHA_256, SM2PKE, SYMMETRIC_DEFAULT]"
 
 func isEncryptionAlgorithmSpec(s string) bool {
 	switch s {
@@ -192,7 +192,7 @@ func isKeyEncryptionMechanism(s string) bool {
 	return false
 }
 
-const setKeySpec = "[RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256, ECC_NIST_P384, ECC_NIST_P521, ECC_SECG_P256K1, SYMMETRIC_DEFAULT, HMAC_224, HMAC_256, HMAC_384, HMAC_512, SM2, ML_DSA_44, ML_DSA_65, ML_DSA_87, ECC_NIST_EDWARDS25519]"
+const setKeySpec = "[RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256, ECC_NIST_P384, ECC_NIST_P521, ECC_SECG_P256K1, ECC_NIST_EDWARDS25519, SYMMETRIC_DEFAULT, HMAC_224, HMAC_256, HMAC_384, HMAC_512, SM2, ML_DSA_44, ML_DSA_65, ML_DSA_87]"
 
 func isKeySpec(s string) bool {
 	switch s {
@@ -231,7 +231,7 @@ func isKeyUsageType(s string) bool {
 	return false
 }
 
-const setMacAlgorithmSpec = "[HMAC_SHA_224, HMAC_SHA_256, HMAC_SHA_384, HMAC_SHA_512]"
+const setMacAlgorithmSpec = "[HMAC_SHA_384, HMAC_SHA_256, HMAC_SHA_224, HMAC_SHA_512]"
 
 func isMacAlgorithmSpec(s string) bool {
 	switch s {
@@ -269,7 +269,7 @@ func isOriginType(s string) bool {
 	return false
 }
 
-const setSigningAlgorithmSpec = "[RSASSA_PSS_SHA_256, RSASSA_PSS_SHA_384, RSASSA_PSS_SHA_512, RSASSA_PKCS1_V1_5_SHA_256, RSASSA_PKCS1_V1_5_SHA_384, RSASSA_PKCS1_V1_5_SHA_512, ECDSA_SHA_256, ECDSA_SHA_384, ECDSA_SHA_512, SM2DSA, ML_DSA_SHAKE_256, ED25519_SHA_512, ED25519_PH_SHA_512]"
+const setSigningAlgorithmSpec = "[RSASSA_PSS_SHA_256, RSASSA_PSS_SHA_384, RSASSA_PSS_SHA_512, RSASSA_PKCS1_V1_5_SHA_256, RSASSA_PKCS1_V1_5_SHA_384, RSASSA_PKCS1_V1_5_SHA_512, ECDSA_SHA_256, ECDSA_SHA_384, ECDSA_SHA_512, ED25519_SHA_512, ED25519_PH_SHA_512, SM2DSA, ML_DSA_SHAKE_256]"
 
 func isSigningAlgorithmSpec(s string) bool {
 	switch s {

@@ -45,7 +45,7 @@ func (r *EncryptRequest) Validate(v *Violations) {
 		v.length("keyId", r.KeyId, 1, 2048, false)
 	}
 	if r.Plaintext == nil {
-		v.Required("plaintext")
+		v.requiredSensitive("plaintext")
 	} else {
 		v.blobLength("plaintext", len(r.Plaintext), 1, 4096)
 	}
@@ -187,7 +187,7 @@ func (r *GenerateMacRequest) Validate(v *Violations) {
 		}
 	}
 	if r.Message == nil {
-		v.Required("message")
+		v.requiredSensitive("message")
 	} else {
 		v.blobLength("message", len(r.Message), 1, 4096)
 	}

@@ -177,7 +177,7 @@ func (r *SignRequest) Validate(v *Violations) {
 		v.length("keyId", r.KeyId, 1, 2048, false)
 	}
 	if r.Message == nil {
-		v.Required("message")
+		v.requiredSensitive("message")
 	} else {
 		v.blobLength("message", len(r.Message), 1, 4096)
 	}
@@ -378,7 +378,7 @@ func (r *VerifyMacRequest) Validate(v *Violations) {
 		}
 	}
 	if r.Message == nil {
-		v.Required("message")
+		v.requiredSensitive("message")
 	} else {
 		v.blobLength("message", len(r.Message), 1, 4096)
 	}
@@ -401,7 +401,7 @@ func (r *VerifyRequest) Validate(v *Violations) {
 		v.length("keyId", r.KeyId, 1, 2048, false)
 	}
 	if r.Message == nil {
-		v.Required("message")
+		v.requiredSensitive("message")
 	} else {
 		v.blobLength("message", len(r.Message), 1, 4096)
 	}
@@ -427,7 +427,7 @@ func (r *VerifyRequest) Validate(v *Violations) {
 // Validate adds what breaks the model's constraints to v.
 func (r *XksProxyAuthenticationCredentialType) Validate(v *Violations) {
 	if !r.HasAccessKeyId() {
-		v.Required("accessKeyId")
+		v.requiredSensitive("accessKeyId")
 	} else {
 		v.length("accessKeyId", r.AccessKeyId, 20, 30, true)
 		if !matchXksProxyAuthenticationAccessKeyIdType(r.AccessKeyId) {
@@ -435,7 +435,7 @@ func (r *XksProxyAuthenticationCredentialType) Validate(v *Violations) {
 		}
 	}
 	if !r.HasRawSecretAccessKey() {
-		v.Required("rawSecretAccessKey")
+		v.requiredSensitive("rawSecretAccessKey")
 	} else {
 		v.length("rawSecretAccessKey", r.RawSecretAccessKey, 43, 64, true)
 		if !matchXksProxyAuthenticationRawSecretAccessKeyType(r.RawSecretAccessKey) {

@@ -97,6 +97,10 @@ func clip(s string) string {
 // Required says that the member at path is missing.
 func (v *Violations) Required(path string) { v.add(path, "null", "Member must not be null") }
 
+// requiredSensitive is Required for a member whose value is never repeated: AWS leaves
+// out the null too.
+func (v *Violations) requiredSensitive(path string) { v.add(path, "", "Member must not be null") }
+
 // Range checks an integer.
 func (v *Violations) Range(path string, value, minimum, maximum int64) {
 	switch {

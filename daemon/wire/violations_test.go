@@ -31,7 +31,8 @@ func TestValidation(t *testing.T) {
 		{"empty is not missing", wire.OpDescribeKey, `{"KeyId":""}`,
 			one + "Value '' at 'keyId'" + word + "Member must have length greater than or equal to 1"},
 		{"enum", wire.OpGenerateMac, `{"KeyId":"k","Message":"QQ==","MacAlgorithm":"INVALID"}`,
-			one + "Value 'INVALID' at 'macAlgorithm'" + word + "Member must satisfy enum value set: [HMAC_SHA_224, HMAC_SHA_256, HMAC_SHA_384, HMAC_SHA_512]"},
+			one + "Value 'INVALID' at 'macAlgorithm'" + word + "Member must satisfy enum value set: [HMAC_SHA_384, HMAC_SHA_256, HMAC_SHA_224, HMAC_SHA_512]"},
+		{"missing, sensitive", wire.OpEncrypt, `{"KeyId":"k"}`, one + "Value at 'plaintext'" + word + "Member must not be null"},
 		{"pattern", wire.OpDeleteAlias, `{"AliasName":"alias/a b"}`,
 			one + "Value 'alias/a b' at 'aliasName'" + word + "Member must satisfy regular expression pattern: ^[a-zA-Z0-9:/_-]+$"},
 		{"pattern and length", wire.OpDeleteAlias, `{"AliasName":""}`,
@@ -54,7 +55,7 @@ func TestValidation(t *testing.T) {
 			"4 validation errors detected: Value at 'keyStorePassword'" + word + "Member must have length greater than or equal to 7; " +
 				"Value at 'xksProxyAuthenticationCredential.accessKeyId'" + word + "Member must have length greater than or equal to 20; " +
 				"Value at 'xksProxyAuthenticationCredential.accessKeyId'" + word + "Member must satisfy regular expression pattern: ^[A-Z2-7]+$; " +
-				"Value null at 'xksProxyAuthenticationCredential.rawSecretAccessKey'" + word + "Member must not be null"},
+				"Value at 'xksProxyAuthenticationCredential.rawSecretAccessKey'" + word + "Member must not be null"},
 		{"code points", wire.OpUpdateKeyDescription, `{"KeyId":"k","Description":"` + strings.Repeat("\U0001F600", 8192) + `"}`, ""},
 		{"days", wire.OpScheduleKeyDeletion, `{"KeyId":"k","PendingWindowInDays":366}`,
 			one + "Value '366' at 'pendingWindowInDays'" + word + "Member must have value less than or equal to 365"},

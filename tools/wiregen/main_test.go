@@ -57,6 +57,7 @@ func TestRefused(t *testing.T) {
 		{"extension repeats an operation", op(`"I":{"type":"structure"}`), `{}`, "operation A is in the service model", `{"operations":{"A":{"name":"A"}}}`},
 		{"broken model", `{`, `{}`, "couldn't read the model", ""},
 		{"unknown overlay key", `{}`, `{"x":1}`, "couldn't read the overlay", ""},
+		{"overlay names no enumeration", `{}`, `{"enumTold":{"A":["B"]}}`, "no enumeration A", ""},
 		{"overlay names no member", `{}`, `{"alwaysEmit":{"A":["B"]}}`, "no member A.B", ""},
 		{"overlay refuses what there is", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"string"}`), `{"unsupported":{"I":["X"]}}`, "without a member X", ""},
 		{"no input", `{"operations":{"A":{"name":"A"}}}`, `{}`, "has no input", ""},

@@ -91,8 +91,11 @@ type overlay struct {
 	// Unsupported are members that AWS KMS has and the model lacks, where a request
 	// would get more than it asked for if they were skipped.
 	Unsupported map[string][]string `json:"unsupported"`
-	NoMessage   []string            `json:"noMessage"` // errors whose body is only __type
-	FrontEnd    map[string]int      `json:"frontEnd"`  // errors outside the model, with their status
+	// EnumTold is what refusals name as an enumeration's values, where AWS KMS names
+	// others than the model does or in another order.
+	EnumTold  map[string][]string `json:"enumTold"`
+	NoMessage []string            `json:"noMessage"` // errors whose body is only __type
+	FrontEnd  map[string]int      `json:"frontEnd"`  // errors outside the model, with their status
 }
 
 func (s *shape) required(name string) bool {
@@ -156,6 +159,11 @@ func load(modelJSON, extensionJSON, overlayJSON []byte) (*model, *overlay, error
 			if s := m.Shapes[n]; s == nil || s.has(f) {
 				return nil, nil, fmt.Errorf("overlay: no structure %s in the model without a member %s", n, f)
 			}
+		}
+	}
+	for n := range o.EnumTold {
+		if s := m.Shapes[n]; s == nil || len(s.Enum) == 0 {
+			return nil, nil, fmt.Errorf("overlay: no enumeration %s in the model", n)
 		}
 	}
 	for _, op := range m.Operations {

@@ -28,7 +28,11 @@ func (g *gen) genValidators() {
 	c := g.file("constraints_gen.go")
 	for _, n := range sortedKeys(enums) {
 		e := enums[n]
-		c("const set%s = %q\n\n", n, "["+strings.Join(e.Enum, ", ")+"]")
+		told := e.Enum
+		if other := g.o.EnumTold[n]; other != nil {
+			told = other
+		}
+		c("const set%s = %q\n\n", n, "["+strings.Join(told, ", ")+"]")
 		c("func is%s(s string) bool {\nswitch s {\ncase ", n)
 		for i, v := range e.Enum {
 			if i > 0 {
@@ -107,11 +111,15 @@ func (g *gen) genCheck(p printer, s *shape, f member, enums map[string]*shape, p
 			add("for _, s := range %s {\nif %s {\nv.elements(%s, %s, %s)\nbreak\n}\n}", field, cond, path, field, rules)
 		}
 	}
+	missing := "Required"
+	if fs.Sensitive {
+		missing = "requiredSensitive"
+	}
 	switch required := s.required(f.name); {
 	case required && len(checks) > 0:
-		p("if %s {\nv.Required(%s)\n} else {\n%s\n}\n", absent, path, strings.Join(checks, "\n"))
+		p("if %s {\nv.%s(%s)\n} else {\n%s\n}\n", absent, missing, path, strings.Join(checks, "\n"))
 	case required:
-		p("if %s {\nv.Required(%s)\n}\n", absent, path)
+		p("if %s {\nv.%s(%s)\n}\n", absent, missing, path)
 	case len(checks) > 0:
 		p("if %s {\n%s\n}\n", present, strings.Join(checks, "\n"))
 	}

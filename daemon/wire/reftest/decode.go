@@ -40,6 +40,7 @@ type Shape struct {
 	Required  []string
 	Member    ref
 	Enum      []string
+	told      []string // what refusals name as Enum, if that differs
 	Min, Max  *int
 	Pattern   string
 	Sensitive bool
@@ -95,6 +96,13 @@ func Load() (*Model, error) {
 		m.own[op.Input.Shape] = true
 	}
 	maps.Copy(m.Shapes, own.Shapes)
+	var overlay struct{ EnumTold map[string][]string }
+	if err := json.Unmarshal(model.Overlay, &overlay); err != nil {
+		return nil, err
+	}
+	for name, told := range overlay.EnumTold {
+		m.Shapes[name].told = told
+	}
 	return m, nil
 }
 

@@ -50,7 +50,11 @@ func (m *Model) violations(name string, o Object, prefix string) []string {
 		}
 		v, present := o[member]
 		if !present {
-			if slices.Contains(s.Required, member) {
+			switch {
+			case !slices.Contains(s.Required, member):
+			case fs.Sensitive:
+				add("", "Member must not be null")
+			default:
 				add("null", "Member must not be null")
 			}
 			continue
@@ -133,7 +137,11 @@ func (s *Shape) broken(v string) []string {
 // rules returns all the rules of a string's shape.
 func (s *Shape) rules() []string {
 	if s.Enum != nil {
-		return []string{"Member must satisfy enum value set: [" + strings.Join(s.Enum, ", ") + "]"}
+		told := s.Enum
+		if s.told != nil {
+			told = s.told
+		}
+		return []string{"Member must satisfy enum value set: [" + strings.Join(told, ", ") + "]"}
 	}
 	var out []string
 	if s.Max != nil {
