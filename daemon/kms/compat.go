@@ -41,6 +41,7 @@ var CommonDifferences = []string{
 	"Key policies and grants are checked and kept, and do not decide yet: every access key of an account may do everything in it. The daemon says so at start.",
 	"Changes are in force when they are acknowledged. Where AWS KMS passes through a state for some seconds or minutes (Creating, Updating, DISCONNECTING), the work is done here before the answer.",
 	"A request with Recipient is refused with UnsupportedOperationException: attestation documents are not verified, and plaintext is never returned for one.",
+	"Requests are signed in the Authorization header with X-Amz-Date: presigned requests, a Date header instead, SigV4a and session tokens are refused.",
 	"A Limit above the maximum of an operation is taken as the maximum.",
 	"Ciphertexts have a format of Keymill's own. AWS KMS cannot decrypt them, nor Keymill those of AWS KMS.",
 	"Regions are names within one daemon, which serves those it is told to; another one is refused by name.",

@@ -146,7 +146,8 @@ func TestIdentifiers(t *testing.T) {
 		{"arn:aws:kms:nonsense", "InvalidArnException", "Invalid arn arn:aws:kms:nonsense"},
 		{"alias/missing", "NotFoundException", "Alias arn:aws:kms:" + testRegion + ":" + testAccount + ":alias/missing is not found."},
 		{strings.Replace(aliasARN, testAccount, "999999999999", 1), "NotFoundException", "Alias " + strings.Replace(aliasARN, testAccount, "999999999999", 1) + " is not found."},
-		{"", "ValidationException", "1 validation error detected: Value '' at 'keyId' failed to satisfy constraint: Member must have length greater than or equal to 1"},
+		{"", "ValidationException", "2 validation errors detected: Value '' at 'keyId' failed to satisfy constraint: Member must have length greater than or equal to 1; " +
+			`Value '' at 'keyId' failed to satisfy constraint: Member must satisfy regular expression pattern: ^\p{ASCII}+$`},
 	} {
 		h.refused("DescribeKey", args{"KeyId": c.id}, c.code, c.text)
 	}

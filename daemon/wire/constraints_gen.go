@@ -335,6 +335,10 @@ var classGrantNameType = class{0x7ffa00000000000, 0x7fffffe87fffffe, 0x0, 0x0}
 
 func matchGrantNameType(s string) bool { return s != "" && classGrantNameType.all(s) }
 
+var classKeyIdType = class{0xffffffffffffffff, 0xffffffffffffffff, 0x0, 0x0}
+
+func matchKeyIdType(s string) bool { return s != "" && classKeyIdType.all(s) }
+
 var classKeyMaterialDescriptionType = class{0x7ffe00100003e00, 0x7fffffe87fffffe, 0x0, 0x0}
 
 func matchKeyMaterialDescriptionType(s string) bool {

@@ -8,6 +8,9 @@ func (r *CancelKeyDeletionRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -34,6 +37,9 @@ func (r *CreateAliasRequest) Validate(v *Violations) {
 		v.Required("targetKeyId")
 	} else {
 		v.length("targetKeyId", r.TargetKeyId, 1, 2048, false)
+		if !matchKeyIdType(r.TargetKeyId) {
+			v.pattern("targetKeyId", r.TargetKeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -125,6 +131,9 @@ func (r *CreateGrantRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasName() {
 		v.length("name", r.Name, 1, 256, false)
@@ -228,6 +237,9 @@ func (r *DecryptRequest) Validate(v *Violations) {
 	}
 	if r.HasKeyId() {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Recipient != nil {
 		v.enter("recipient", 0)
@@ -263,6 +275,9 @@ func (r *DeleteImportedKeyMaterialRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasKeyMaterialId() {
 		v.length("keyMaterialId", r.KeyMaterialId, 64, 64, false)
@@ -294,6 +309,9 @@ func (r *DeriveSharedSecretRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.PublicKey == nil {
 		v.Required("publicKey")
@@ -341,6 +359,9 @@ func (r *DescribeKeyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -350,6 +371,9 @@ func (r *DisableKeyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -359,6 +383,9 @@ func (r *DisableKeyRotationRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 

@@ -8,6 +8,9 @@ func (r *EnableKeyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -17,6 +20,9 @@ func (r *EnableKeyRotationRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.RotationPeriodInDays.Set {
 		v.Range("rotationPeriodInDays", r.RotationPeriodInDays.V, 90, 2560)
@@ -43,6 +49,9 @@ func (r *EncryptRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Plaintext == nil {
 		v.requiredSensitive("plaintext")
@@ -66,6 +75,9 @@ func (r *GenerateDataKeyPairRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if !r.HasKeyPairSpec() {
 		v.Required("keyPairSpec")
@@ -96,6 +108,9 @@ func (r *GenerateDataKeyPairWithoutPlaintextRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if !r.HasKeyPairSpec() {
 		v.Required("keyPairSpec")
@@ -121,6 +136,9 @@ func (r *GenerateDataKeyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasKeySpec() {
 		if !isDataKeySpec(r.KeySpec) {
@@ -152,6 +170,9 @@ func (r *GenerateDataKeyWithoutPlaintextRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasKeySpec() {
 		if !isDataKeySpec(r.KeySpec) {
@@ -178,6 +199,9 @@ func (r *GenerateMacRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if !r.HasMacAlgorithm() {
 		v.Required("macAlgorithm")
@@ -214,6 +238,9 @@ func (r *GetKeyLastUsageRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -223,6 +250,9 @@ func (r *GetKeyPolicyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasPolicyName() {
 		v.length("policyName", r.PolicyName, 1, 128, false)
@@ -238,6 +268,9 @@ func (r *GetKeyRotationStatusRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -247,6 +280,9 @@ func (r *GetParametersForImportRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if !r.HasWrappingAlgorithm() {
 		v.Required("wrappingAlgorithm")
@@ -279,6 +315,9 @@ func (r *GetPublicKeyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 

@@ -29,6 +29,9 @@ func (r *BatchDecryptRequest) Validate(v *Violations) {
 	}
 	if r.HasKeyId() {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Recipient != nil {
 		v.enter("recipient", 0)
@@ -71,6 +74,9 @@ func (r *BatchEncryptRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasResponseFormat() {
 		if !isBulkResponseFormat(r.ResponseFormat) {
@@ -103,6 +109,9 @@ func (r *BatchSignRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasMessageType() {
 		if !isMessageType(r.MessageType) {
@@ -147,6 +156,9 @@ func (r *BatchVerifyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasMessageType() {
 		if !isMessageType(r.MessageType) {
@@ -185,6 +197,9 @@ func (r *GenerateDataKeysRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasKeySpec() {
 		if !isDataKeySpec(r.KeySpec) {

@@ -28,6 +28,9 @@ func (r *ImportKeyMaterialRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasKeyMaterialDescription() {
 		v.length("keyMaterialDescription", r.KeyMaterialDescription, 0, 256, false)
@@ -47,6 +50,9 @@ func (r *ImportKeyMaterialRequest) Validate(v *Violations) {
 func (r *ListAliasesRequest) Validate(v *Violations) {
 	if r.HasKeyId() {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Limit.Set {
 		v.Range("limit", r.Limit.V, 1, 1000)
@@ -74,6 +80,9 @@ func (r *ListGrantsRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Limit.Set {
 		v.Range("limit", r.Limit.V, 1, 1000)
@@ -92,6 +101,9 @@ func (r *ListKeyPoliciesRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Limit.Set {
 		v.Range("limit", r.Limit.V, 1, 1000)
@@ -115,6 +127,9 @@ func (r *ListKeyRotationsRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Limit.Set {
 		v.Range("limit", r.Limit.V, 1, 1000)
@@ -146,6 +161,9 @@ func (r *ListResourceTagsRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Limit.Set {
 		v.Range("limit", r.Limit.V, 1, 1000)

@@ -8,6 +8,9 @@ func (r *PutKeyPolicyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if !r.HasPolicy() {
 		v.Required("policy")
@@ -39,6 +42,9 @@ func (r *ReEncryptRequest) Validate(v *Violations) {
 		v.Required("destinationKeyId")
 	} else {
 		v.length("destinationKeyId", r.DestinationKeyId, 1, 2048, false)
+		if !matchKeyIdType(r.DestinationKeyId) {
+			v.pattern("destinationKeyId", r.DestinationKeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.DryRunModifiers != nil {
 		for _, s := range r.DryRunModifiers {
@@ -64,6 +70,9 @@ func (r *ReEncryptRequest) Validate(v *Violations) {
 	}
 	if r.HasSourceKeyId() {
 		v.length("sourceKeyId", r.SourceKeyId, 1, 2048, false)
+		if !matchKeyIdType(r.SourceKeyId) {
+			v.pattern("sourceKeyId", r.SourceKeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -88,6 +97,9 @@ func (r *ReplicateKeyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.HasPolicy() {
 		v.length("policy", r.Policy, 1, 131072, false)
@@ -122,6 +134,9 @@ func (r *RetireGrantRequest) Validate(v *Violations) {
 	}
 	if r.HasKeyId() {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -136,6 +151,9 @@ func (r *RevokeGrantRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -145,6 +163,9 @@ func (r *RotateKeyOnDemandRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -154,6 +175,9 @@ func (r *ScheduleKeyDeletionRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.PendingWindowInDays.Set {
 		v.Range("pendingWindowInDays", r.PendingWindowInDays.V, 1, 365)
@@ -175,6 +199,9 @@ func (r *SignRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Message == nil {
 		v.requiredSensitive("message")
@@ -215,6 +242,9 @@ func (r *TagResourceRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Tags == nil {
 		v.Required("tags")
@@ -233,6 +263,9 @@ func (r *UntagResourceRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.TagKeys == nil {
 		v.Required("tagKeys")
@@ -260,6 +293,9 @@ func (r *UpdateAliasRequest) Validate(v *Violations) {
 		v.Required("targetKeyId")
 	} else {
 		v.length("targetKeyId", r.TargetKeyId, 1, 2048, false)
+		if !matchKeyIdType(r.TargetKeyId) {
+			v.pattern("targetKeyId", r.TargetKeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -329,6 +365,9 @@ func (r *UpdateKeyDescriptionRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 }
 
@@ -338,6 +377,9 @@ func (r *UpdatePrimaryRegionRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if !r.HasPrimaryRegion() {
 		v.Required("primaryRegion")
@@ -364,6 +406,9 @@ func (r *VerifyMacRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Mac == nil {
 		v.Required("mac")
@@ -399,6 +444,9 @@ func (r *VerifyRequest) Validate(v *Violations) {
 		v.Required("keyId")
 	} else {
 		v.length("keyId", r.KeyId, 1, 2048, false)
+		if !matchKeyIdType(r.KeyId) {
+			v.pattern("keyId", r.KeyId, "^\\p{ASCII}+$", false)
+		}
 	}
 	if r.Message == nil {
 		v.requiredSensitive("message")

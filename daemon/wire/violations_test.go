@@ -29,7 +29,10 @@ func TestValidation(t *testing.T) {
 		{"missing", wire.OpDescribeKey, `{}`, one + "Value null at 'keyId'" + word + "Member must not be null"},
 		{"null is missing", wire.OpDescribeKey, `{"KeyId":null}`, one + "Value null at 'keyId'" + word + "Member must not be null"},
 		{"empty is not missing", wire.OpDescribeKey, `{"KeyId":""}`,
-			one + "Value '' at 'keyId'" + word + "Member must have length greater than or equal to 1"},
+			"2 validation errors detected: Value '' at 'keyId'" + word + "Member must have length greater than or equal to 1; " +
+				"Value '' at 'keyId'" + word + `Member must satisfy regular expression pattern: ^\p{ASCII}+$`},
+		{"not ASCII", wire.OpDescribeKey, `{"KeyId":"é"}`,
+			one + "Value 'é' at 'keyId'" + word + `Member must satisfy regular expression pattern: ^\p{ASCII}+$`},
 		{"enum", wire.OpGenerateMac, `{"KeyId":"k","Message":"QQ==","MacAlgorithm":"INVALID"}`,
 			one + "Value 'INVALID' at 'macAlgorithm'" + word + "Member must satisfy enum value set: [HMAC_SHA_384, HMAC_SHA_256, HMAC_SHA_224, HMAC_SHA_512]"},
 		{"missing, sensitive", wire.OpEncrypt, `{"KeyId":"k"}`, one + "Value at 'plaintext'" + word + "Member must not be null"},
@@ -94,7 +97,7 @@ func TestValidationBounds(t *testing.T) {
 	in := &wire.TagResourceRequest{KeyId: strings.Repeat("é", 100000), Tags: make([]wire.Tag, 5000)}
 	in.Validate(&v)
 	err := v.Err()
-	if v.Len() != 10001 || !strings.HasPrefix(err.Message, "10001 validation errors detected: Value 'é") {
+	if v.Len() != 10002 || !strings.HasPrefix(err.Message, "10002 validation errors detected: Value 'é") {
 		t.Errorf("%d violations: %.100s", v.Len(), err.Message)
 	}
 	if len(err.Message) > 16<<10 {

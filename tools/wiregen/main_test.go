@@ -58,6 +58,7 @@ func TestRefused(t *testing.T) {
 		{"broken model", `{`, `{}`, "couldn't read the model", ""},
 		{"unknown overlay key", `{}`, `{"x":1}`, "couldn't read the overlay", ""},
 		{"overlay names no enumeration", `{}`, `{"enumTold":{"A":["B"]}}`, "no enumeration A", ""},
+		{"overlay names no string", `{}`, `{"patterns":{"A":"."}}`, "no string A without a pattern", ""},
 		{"overlay names no member", `{}`, `{"alwaysEmit":{"A":["B"]}}`, "no member A.B", ""},
 		{"overlay refuses what there is", op(`"I":{"type":"structure","members":{"X":{"shape":"S"}}},"S":{"type":"string"}`), `{"unsupported":{"I":["X"]}}`, "without a member X", ""},
 		{"no input", `{"operations":{"A":{"name":"A"}}}`, `{}`, "has no input", ""},

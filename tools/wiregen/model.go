@@ -93,9 +93,11 @@ type overlay struct {
 	Unsupported map[string][]string `json:"unsupported"`
 	// EnumTold is what refusals name as an enumeration's values, where AWS KMS names
 	// others than the model does or in another order.
-	EnumTold  map[string][]string `json:"enumTold"`
-	NoMessage []string            `json:"noMessage"` // errors whose body is only __type
-	FrontEnd  map[string]int      `json:"frontEnd"`  // errors outside the model, with their status
+	EnumTold map[string][]string `json:"enumTold"`
+	// Patterns are those of strings for which the model has none.
+	Patterns  map[string]string `json:"patterns"`
+	NoMessage []string          `json:"noMessage"` // errors whose body is only __type
+	FrontEnd  map[string]int    `json:"frontEnd"`  // errors outside the model, with their status
 }
 
 func (s *shape) required(name string) bool {
@@ -160,6 +162,13 @@ func load(modelJSON, extensionJSON, overlayJSON []byte) (*model, *overlay, error
 				return nil, nil, fmt.Errorf("overlay: no structure %s in the model without a member %s", n, f)
 			}
 		}
+	}
+	for n, p := range o.Patterns {
+		s := m.Shapes[n]
+		if s == nil || s.Type != "string" || s.Pattern != "" {
+			return nil, nil, fmt.Errorf("overlay: no string %s without a pattern in the model", n)
+		}
+		s.Pattern = p
 	}
 	for n := range o.EnumTold {
 		if s := m.Shapes[n]; s == nil || len(s.Enum) == 0 {

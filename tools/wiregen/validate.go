@@ -194,7 +194,7 @@ func bound(b *int, def int) int {
 
 // javaToGo turns a pattern of the model into Go's flavour.
 var javaToGo = strings.NewReplacer(`\\`, `\\`, `\/`, `/`, `\u0009`, `\x{09}`, `\u000A`, `\x{0A}`,
-	`\u000D`, `\x{0D}`, `\u0020`, `\x{20}`, `\u00FF`, `\x{FF}`, `\s`, ` \t\n\x{0B}\f\r`)
+	`\u000D`, `\x{0D}`, `\u0020`, `\x{20}`, `\u00FF`, `\x{FF}`, `\s`, ` \t\n\x{0B}\f\r`, `\p{ASCII}`, `[\x{00}-\x{7F}]`)
 
 // pattern adds a matcher for the shape's pattern, which must hold for the
 // whole string. A repeated character class becomes a bit set; anything else is

@@ -96,12 +96,18 @@ func Load() (*Model, error) {
 		m.own[op.Input.Shape] = true
 	}
 	maps.Copy(m.Shapes, own.Shapes)
-	var overlay struct{ EnumTold map[string][]string }
+	var overlay struct {
+		EnumTold map[string][]string
+		Patterns map[string]string
+	}
 	if err := json.Unmarshal(model.Overlay, &overlay); err != nil {
 		return nil, err
 	}
 	for name, told := range overlay.EnumTold {
 		m.Shapes[name].told = told
+	}
+	for name, pattern := range overlay.Patterns {
+		m.Shapes[name].Pattern = pattern
 	}
 	return m, nil
 }

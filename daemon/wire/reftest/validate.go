@@ -14,6 +14,7 @@ func goPattern(java string) *regexp.Regexp {
 	text := regexp.MustCompile(`\\u([0-9A-F]{4})`).ReplaceAllString(java, `\x{$1}`)
 	text = strings.ReplaceAll(text, `\/`, "/")
 	text = strings.ReplaceAll(text, `\s`, `\s\x{0B}`)
+	text = strings.ReplaceAll(text, `\p{ASCII}`, `[[:ascii:]]`)
 	return regexp.MustCompile(`\A(?:` + text + `)\z`)
 }
 
