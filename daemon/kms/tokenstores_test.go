@@ -2,6 +2,7 @@ package kms
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -116,6 +117,45 @@ func TestTokenKeyStoreLife(t *testing.T) {
 	h.refused("DescribeKey", args{"KeyId": key}, "NotFoundException", "Key '"+arn+"' does not exist")
 	h.must("DisconnectCustomKeyStore", args{"CustomKeyStoreId": id})
 	h.must("DeleteCustomKeyStore", args{"CustomKeyStoreId": id})
+}
+
+// A token that vanishes takes its keys along and brings them back, though the module
+// that saw it go does not find it again.
+func TestTokenKeyStoreAway(t *testing.T) {
+	h, pin := withToken(t, nil)
+	id := h.connectedStore(cloudStore("token", pin))
+	key, _ := h.newKey(args{"Origin": typeCloudHSM, "CustomKeyStoreId": id})
+	blob := h.must("Encrypt", args{"KeyId": key, "Plaintext": "AAAA"}).str("CiphertextBlob")
+	tokens := filepath.Join(filepath.Dir(os.Getenv("SOFTHSM2_CONF")), "tokens")
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(tokens, tokens+".away")
+	if err := os.Mkdir(tokens, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h.refused("CreateKey", args{"Origin": typeCloudHSM, "CustomKeyStoreId": id}, "CustomKeyStoreInvalidStateException",
+		"The token of the custom key store "+id+" could not make a key: it cannot be found at the moment.")
+	if a := h.call("Decrypt", args{"CiphertextBlob": blob}); a.code() != "KMSInvalidStateException" {
+		t.Errorf("Decrypt: %s", a)
+	}
+	if e := h.settled(id); e["ConnectionState"] != storeConnected {
+		t.Errorf("%v", e)
+	}
+	move(tokens, tokens+".empty")
+	move(tokens+".away", tokens)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		a := h.call("Decrypt", args{"CiphertextBlob": blob})
+		if a.str("Plaintext") == "AAAA" {
+			break
+		}
+		if a.code() != "KMSInvalidStateException" || time.Now().After(deadline) {
+			t.Fatalf("Decrypt: %s", a)
+		}
+	}
 }
 
 func TestTokenKeyStoreRefusals(t *testing.T) {
