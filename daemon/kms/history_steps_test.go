@@ -350,12 +350,7 @@ func (p *player) enableRotation() {
 
 func (p *player) disableRotation() {
 	a := p.aim(false)
-	want := ruled(a, func(k *mkey) string {
-		if !k.kind.symmetric && k.fam.origin == "AWS_KMS" { // nothing to disable
-			return p.w.in(k, "Enabled")
-		}
-		return p.scheduled(k)
-	})
+	want := ruled(a, p.scheduled)
 	p.expect(want, a.region, "DisableKeyRotation", args{"KeyId": a.text})
 	if want == "" {
 		a.key.fam.next = time.Time{}

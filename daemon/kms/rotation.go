@@ -129,12 +129,7 @@ func enableKeyRotation(x *exchange, in *wire.EnableKeyRotationRequest) error {
 	})
 }
 
-// disableKeyRotation does nothing to asymmetric and HMAC keys, which never rotate, as
-// AWS KMS does nothing to them.
 func disableKeyRotation(x *exchange, _ *wire.DisableKeyRotationRequest) error {
-	if !x.key.spec.Symmetric() && x.key.rec.Origin == originLocal {
-		return nil
-	}
 	if err := canSchedule(x.key); err != nil {
 		return err
 	}
