@@ -32,7 +32,8 @@ import (
 //
 // A request is written to the child that is up. When there is none it waits for one:
 // until its context ends, at most PKCS11Config.Timeout, and not at all while the last
-// start has failed for a reason that will not pass by itself (Classify: Fatal).
+// start has failed for a reason that will not pass by itself (Classify: Fatal), or
+// because the token is gone.
 //
 // When a child ends, what it had not answered is not known to have happened. Encrypt,
 // Decrypt, Random and CheckDomainKey change nothing on a token, so they are sent to the
@@ -49,6 +50,8 @@ import (
 // A child that does not answer pings for as long as a call may take (a deadlocked
 // loader, a stopped process) is killed. One whose every session hangs ends by itself,
 // see ServeChild: a fresh process gets back the threads that hang, which this one cannot.
+// One whose token stays away for goneAllowance is replaced too, until there is one that
+// finds it: some modules look for tokens only when they are initialised.
 //
 // Locks: childRoot.mu and child.mu are never held together.
 const (
@@ -61,6 +64,8 @@ const (
 	pingAllowance = 5 * time.Second
 	// closeAllowance is how long a child may take to log out and end.
 	closeAllowance = 3 * time.Second
+	// goneAllowance is how long a module may take to find a token again that has gone.
+	goneAllowance = time.Second
 	// infoAllowance is how long Info waits for an answer.
 	infoAllowance = time.Second
 )
@@ -71,8 +76,10 @@ type childRoot struct {
 	slots    chan struct{} // one element per request under way
 	quit     chan struct{} // closed by Close
 	finished chan struct{} // closed when the supervisor has ended
+	missed   chan struct{} // has room for one: a child has said that the token is gone
 
 	closeOnce sync.Once
+	gone      atomic.Bool // no child has found the token since
 
 	mu       sync.Mutex
 	up       *child        // guarded by mu: nil while there is none
@@ -87,7 +94,7 @@ type childRoot struct {
 func openChild(cfg PKCS11Config) (*childRoot, error) {
 	r := &childRoot{
 		cfg: cfg, slots: make(chan struct{}, maxRequests), quit: make(chan struct{}), finished: make(chan struct{}),
-		changed: make(chan struct{}),
+		missed: make(chan struct{}, 1), changed: make(chan struct{}),
 	}
 	c, about, err := r.start()
 	if err != nil {
@@ -168,6 +175,7 @@ func (r *childRoot) supervise(c *child) {
 				continue
 			}
 			c = next
+			r.gone.Store(false)
 			r.set(func() {
 				r.up, r.why, r.about = c, nil, about
 				r.restarts++
@@ -186,10 +194,22 @@ func (r *childRoot) set(change func()) {
 	r.changed = make(chan struct{})
 }
 
-// note remembers a refused PIN: a new process would try it again.
+// note remembers of what a child has answered a refused PIN, which a new process would
+// try again, and whether the token is gone, which a new process may find again.
 func (r *childRoot) note(err error) {
-	if errors.Is(err, ErrPINIncorrect) || errors.Is(err, ErrTokenLocked) {
+	switch {
+	case err == nil:
+		if r.gone.Load() {
+			r.gone.Store(false)
+		}
+	case errors.Is(err, ErrPINIncorrect), errors.Is(err, ErrTokenLocked):
 		r.set(func() { r.dead = err })
+	case errors.Is(err, ErrTokenMissing):
+		r.gone.Store(true)
+		select {
+		case r.missed <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -204,12 +224,22 @@ func (r *childRoot) watch(c *child) {
 	limit := max(r.cfg.Timeout, pingAllowance)
 	t := time.NewTicker(limit / 4)
 	defer t.Stop()
+	var gone <-chan time.Time
 	for {
 		select {
 		case <-c.lost:
 			return
 		case <-r.quit:
 			return
+		case <-r.missed:
+			if gone == nil {
+				gone = time.After(goneAllowance)
+			}
+		case <-gone:
+			if gone = nil; r.gone.Load() {
+				r.cfg.Logger.Warn("the token is gone: a new HSM process looks for it", "pid", c.cmd.Process.Pid)
+				return
+			}
 		case now := <-t.C:
 			if since := now.UnixNano() - c.heard.Load(); since > int64(limit) {
 				r.cfg.Logger.Error("the HSM process does not answer; it is killed", "pid", c.cmd.Process.Pid, "silent_for", time.Duration(since))
@@ -236,7 +266,7 @@ func (r *childRoot) live(ctx context.Context, limit <-chan time.Time) (*child, e
 			return c, nil
 		case dead != nil:
 			return nil, dead
-		case why != nil && Classify(why) == Fatal:
+		case why != nil && (Classify(why) == Fatal || errors.Is(why, ErrTokenMissing)):
 			return nil, why
 		}
 		select {
@@ -406,8 +436,8 @@ func (r *childRoot) part(ctx context.Context, kind frameKind, id DomainKeyID, it
 		it.Out, it.Err = got[i].Out, got[i].Err
 		if it.Err != nil {
 			it.Out = nil
-			r.note(it.Err)
 		}
+		r.note(it.Err)
 	}
 }
 

@@ -104,7 +104,7 @@ func (r *childRoot) useAll(ctx context.Context, ops []*TokenOp, size int) {
 		}
 		if op.Out, op.Err = got[i].Out, got[i].Err; op.Err != nil {
 			op.Out = nil
-			r.note(op.Err)
 		}
+		r.note(op.Err)
 	}
 }

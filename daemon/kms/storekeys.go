@@ -123,7 +123,6 @@ func (x *exchange) makeIn(st *keyStore, rec *keystore.Key, in *wire.CreateKeyReq
 	public, err := d.token.GenerateKey(ctx, object, kind, arn)
 	if err != nil {
 		undo()
-		st.missed(err)
 		if errors.Is(err, hsm.ErrMechanism) {
 			return nil, nothing, noMechanism(st, spec, usage)
 		}
@@ -240,24 +239,10 @@ type storeToken struct{ st *keyStore }
 func (t storeToken) Do(ctx context.Context, ops []hsm.TokenOp) {
 	if d := t.st.device.Load(); d != nil && t.st.connected() {
 		d.token.Do(ctx, ops)
-		for i := range ops {
-			t.st.missed(ops[i].Err)
-		}
 		return
 	}
 	for i := range ops {
 		ops[i].Err = errNoDevice
-	}
-}
-
-// missed looks after a token that an operation did not find.
-func (st *keyStore) missed(err error) {
-	if err == nil || st.resuming.Load() || !errors.Is(err, hsm.ErrTokenMissing) {
-		return
-	}
-	if k := &st.svc.stores; k.mu.TryLock() { // otherwise the next one will do
-		st.resume()
-		k.mu.Unlock()
 	}
 }
 
@@ -378,7 +363,6 @@ func (x *exchange) randomFrom(id string, b []byte) error {
 	ctx, cancel := waitForRoot()
 	defer cancel()
 	if err := d.token.Random(ctx, [][]byte{b}); err != nil {
-		st.missed(err)
 		x.svc.log.Error("a token gave no random bytes", "custom_key_store", id, "request_id", string(x.id[:]), "error", err)
 		return storeInvalidState("The token of the custom key store %s gave no random bytes: %s.", id, tokenTrouble(err))
 	}

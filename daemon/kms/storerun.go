@@ -81,7 +81,6 @@ type keyStore struct {
 	rev      atomic.Uint64 // of the record; written under keyStores.mu
 	tries    uint64        // connection attempts begun; under keyStores.mu
 	trying   atomic.Bool
-	resuming atomic.Bool // a goroutine of resume is at work
 	settings atomic.Pointer[storeSettings]
 	device   atomic.Pointer[device] // nil while there is none
 	bucket   *quota.Bucket          // of the store's cryptographic requests
@@ -188,18 +187,11 @@ func (st *keyStore) connect() {
 	})
 }
 
-// resume opens the device of a connected store, again and again: when the daemon
-// starts, and when a token was missed, because most modules find one that has come
-// back only in a process that starts. The device that is there stays until then. The
-// caller holds keyStores.mu.
+// resume opens the device of a store that was connected when the daemon stopped.
 func (st *keyStore) resume() {
 	k := &st.svc.stores
-	if !st.connected() || k.stop.Err() != nil || !st.resuming.CompareAndSwap(false, true) {
-		return
-	}
 	try := st.tries
 	k.work.Go(func() {
-		defer st.resuming.Store(false)
 		for pause := resumeFirst; ; pause = min(2*pause, resumeMost) {
 			d, err := st.open(st.settings.Load())
 			if err == nil {
@@ -207,8 +199,8 @@ func (st *keyStore) resume() {
 				defer k.mu.Unlock()
 				if try != st.tries || k.stop.Err() != nil {
 					d.close(st.svc.log)
-				} else if was := st.device.Swap(d); was != nil {
-					k.work.Go(func() { was.close(st.svc.log) }) // once its requests have ended
+				} else {
+					st.device.Store(d)
 				}
 				return
 			}
@@ -469,10 +461,10 @@ func (s *Service) openStores(c KeyStoreConfig) (err error) {
 	if err := s.loadStores(); err != nil {
 		return err
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	k.table.Range(func(_, v any) bool {
-		v.(*keyStore).resume()
+		if st := v.(*keyStore); st.connected() {
+			st.resume()
+		}
 		return true
 	})
 	k.work.Go(k.watchProxies)
