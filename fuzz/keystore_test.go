@@ -73,23 +73,7 @@ func FuzzStoreRecord(f *testing.F) {
 		if keys, ok := v.(*keystore.Key); ok && len(keys.Versions) > keystore.MaxVersions {
 			t.Errorf("%d versions", len(keys.Versions))
 		}
-		// The same item, encoded deterministically, means the same.
-		var item any
-		if err := cbor.Unmarshal(value[1:], &item); err != nil {
-			t.Fatalf("accepted, but not CBOR: %v", err)
-		}
-		enc, err := cbor.CoreDetEncOptions().EncMode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		canonical, err := enc.Marshal(item)
-		if err != nil {
-			t.Fatal(err)
-		}
-		again, err := keystore.ParseRecord(n, append([]byte{1}, canonical...))
-		if err != nil || !reflect.DeepEqual(v, again) {
-			t.Errorf("%v\n%v, %v", v, again, err)
-		}
+		canonical(t, n, value, v)
 	})
 }
 
@@ -130,4 +114,26 @@ func FuzzBackupManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// canonical checks that the item of a record which means v, encoded deterministically,
+// means the same.
+func canonical(t *testing.T, n keystore.Name, value []byte, v any) {
+	t.Helper()
+	var item any
+	if err := cbor.Unmarshal(value[1:], &item); err != nil {
+		t.Fatalf("accepted, but not CBOR: %v", err)
+	}
+	enc, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := enc.Marshal(item)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := keystore.ParseRecord(n, append([]byte{1}, b...))
+	if err != nil || !reflect.DeepEqual(v, again) {
+		t.Errorf("%v\n%v, %v", v, again, err)
+	}
 }

@@ -3,8 +3,6 @@ package hsm_test
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"keymill/hsm"
@@ -20,20 +18,9 @@ func TestTokenAway(t *testing.T) {
 	id := newDomainKey(t, r)
 	wraps := wrapAll(t, r, id, 1)
 	unwrap := func() error { return decryptOne(r, context.Background(), id, wraps[0]).Err }
-	tokens := filepath.Join(filepath.Dir(os.Getenv("SOFTHSM2_CONF")), "tokens")
-	move := func(from, to string) {
-		t.Helper()
-		if err := os.Rename(from, to); err != nil {
-			t.Fatal(err)
-		}
-	}
-	move(tokens, tokens+".away")
-	if err := os.Mkdir(tokens, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	back := hsmtest.TakeTokens(t)
 	eventually(t, "it is missed", func() bool { return errors.Is(unwrap(), hsm.ErrTokenMissing) })
-	move(tokens, tokens+".empty")
-	move(tokens+".away", tokens)
+	back()
 	eventually(t, "it is found again", func() bool { return unwrap() == nil })
 	checkUnwraps(t, r, id, wraps)
 }

@@ -420,14 +420,7 @@ func (r *childRoot) part(ctx context.Context, kind frameKind, id DomainKeyID, it
 			b = appendString(b, it.In)
 		}
 		return endFrame(b)
-	}, func(c *cursor) {
-		c.items(got)
-		if !c.end() { // half an answer is none
-			for i := range got {
-				arena.Wipe(got[i].Out)
-			}
-		}
-	})
+	}, func(c *cursor) { c.items(got) })
 	for i, it := range items {
 		if err != nil {
 			it.Err = err

@@ -306,7 +306,8 @@ func (c *cursor) lengths() []int {
 	return all
 }
 
-// items reads the answer to encrypt and decrypt into items, whose Out are copies.
+// items reads a whole answer to a batch into items, whose Out are copies; half an
+// answer leaves none.
 func (c *cursor) items(items []Item) {
 	for i := range items {
 		it := &items[i]
@@ -314,6 +315,11 @@ func (c *cursor) items(items []Item) {
 		if it.Err = c.error(); it.Err == nil {
 			s := c.string()
 			it.Out = append(make([]byte, 0, len(s)), s...)
+		}
+	}
+	if !c.end() {
+		for i := range items {
+			arena.Wipe(items[i].Out)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package kms
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -126,17 +125,7 @@ func TestTokenKeyStoreAway(t *testing.T) {
 	id := h.connectedStore(cloudStore("token", pin))
 	key, _ := h.newKey(args{"Origin": typeCloudHSM, "CustomKeyStoreId": id})
 	blob := h.must("Encrypt", args{"KeyId": key, "Plaintext": "AAAA"}).str("CiphertextBlob")
-	tokens := filepath.Join(filepath.Dir(os.Getenv("SOFTHSM2_CONF")), "tokens")
-	move := func(from, to string) {
-		t.Helper()
-		if err := os.Rename(from, to); err != nil {
-			t.Fatal(err)
-		}
-	}
-	move(tokens, tokens+".away")
-	if err := os.Mkdir(tokens, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	back := hsmtest.TakeTokens(t)
 	h.refused("CreateKey", args{"Origin": typeCloudHSM, "CustomKeyStoreId": id}, "CustomKeyStoreInvalidStateException",
 		"The token of the custom key store "+id+" could not make a key: it cannot be found at the moment.")
 	if a := h.call("Decrypt", args{"CiphertextBlob": blob}); a.code() != "KMSInvalidStateException" {
@@ -145,8 +134,7 @@ func TestTokenKeyStoreAway(t *testing.T) {
 	if e := h.settled(id); e["ConnectionState"] != storeConnected {
 		t.Errorf("%v", e)
 	}
-	move(tokens, tokens+".empty")
-	move(tokens+".away", tokens)
+	back()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		a := h.call("Decrypt", args{"CiphertextBlob": blob})
 		if a.str("Plaintext") == "AAAA" {

@@ -116,6 +116,27 @@ func NewSoftHSMDir(t testing.TB) *SoftHSMDir {
 	return d
 }
 
+// TakeTokens makes the test's tokens vanish, and returns what brings them back.
+func TakeTokens(t testing.TB) (back func()) {
+	t.Helper()
+	tokens := filepath.Join(filepath.Dir(os.Getenv("SOFTHSM2_CONF")), "tokens")
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(tokens, tokens+".away")
+	if err := os.Mkdir(tokens, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		move(tokens, tokens+".empty")
+		move(tokens+".away", tokens)
+	}
+}
+
 // WritePIN replaces the PIN file's content.
 func (d *SoftHSMDir) WritePIN(t testing.TB, content string) {
 	t.Helper()
