@@ -14,17 +14,16 @@ type KeyID struct {
 	MultiRegion bool
 }
 
-const (
-	uuidLen   = 36 // 8-4-4-4-12
-	mrkPrefix = "mrk-"
-	mrkLen    = len(mrkPrefix) + 32
-)
+// KeyIDLen is the length of both: 8-4-4-4-12, and the prefix with its digits.
+const KeyIDLen = 36
+
+const mrkPrefix = "mrk-"
 
 // ParseKeyID reads either spelling. Digits must be lower case, as AWS prints
 // them: one key has one spelling, so a policy cannot be passed by with another.
 func ParseKeyID(s string) (KeyID, bool) {
 	var id KeyID
-	if len(s) == mrkLen && s[:len(mrkPrefix)] == mrkPrefix {
+	if len(s) == KeyIDLen && s[:len(mrkPrefix)] == mrkPrefix {
 		id.MultiRegion = true
 		for i := range id.ID {
 			if !hexByte(&id.ID[i], s[len(mrkPrefix)+2*i:]) {
@@ -33,7 +32,7 @@ func ParseKeyID(s string) (KeyID, bool) {
 		}
 		return id, true
 	}
-	if len(s) != uuidLen {
+	if len(s) != KeyIDLen {
 		return KeyID{}, false
 	}
 	at := 0
@@ -83,7 +82,7 @@ func (id KeyID) AppendText(dst []byte) []byte {
 }
 
 func (id KeyID) String() string {
-	var buf [uuidLen]byte
+	var buf [KeyIDLen]byte
 	return string(id.AppendText(buf[:0]))
 }
 

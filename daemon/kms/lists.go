@@ -3,6 +3,7 @@ package kms
 import (
 	"encoding/base64"
 	"errors"
+	"slices"
 	"strings"
 
 	"keymill/daemon/wire"
@@ -68,14 +69,20 @@ func listKeys(x *exchange, in *wire.ListKeysRequest) error {
 		return err
 	}
 	resp := wire.ListKeysResponse{Keys: make([]wire.KeyListEntry, 0, len(found)), Truncated: wire.Some(more)}
+	prefix := keyARN(x.region, x.account, "")
+	arns := make([]byte, 0, len(found)*(len(prefix)+engine.KeyIDLen))
 	for _, k := range found {
-		id := engine.KeyID{ID: k.ID, MultiRegion: k.MultiRegion}.String()
-		resp.Keys = append(resp.Keys, wire.KeyListEntry{KeyId: id, KeyArn: keyARN(x.region, x.account, id)})
+		arns = engine.KeyID{ID: k.ID, MultiRegion: k.MultiRegion}.AppendText(append(arns, prefix...))
+	}
+	for rest := string(arns); rest != ""; { // one string for all
+		arn := rest[:len(prefix)+engine.KeyIDLen]
+		rest = rest[len(arn):]
+		resp.Keys = append(resp.Keys, wire.KeyListEntry{KeyId: arn[len(prefix):], KeyArn: arn})
 	}
 	if more {
 		resp.NextMarker = x.marker(resp.Keys[len(found)-1].KeyId)
 	}
-	x.out = resp.AppendJSON(x.out)
+	x.out = resp.AppendJSON(slices.Grow(x.out, len(arns)+len(found)*2*engine.KeyIDLen))
 	return nil
 }
 
