@@ -110,9 +110,12 @@
 // helped on a busy one (the two then never share a core). A longer time
 // slice for them changed nothing and is not offered.
 //
-// While nothing is heavy, Ps beyond the cores only cost: GenerateDataKey over 16
-// connections on the same machine, processor time of a request as a multiple of a
-// bare server's with as many Ps as cores, four runs of each in turns, took
+// While nothing is heavy, Ps beyond the cores only cost. GenerateDataKey over 16
+// connections on the same machine, busy with other work: processor time of a request
+// as a multiple of a bare server's with as many Ps as cores, four runs of each in turns
+// against daemons that were started with that GOMAXPROCS in their environment:
+//
+//	keymill bench --op GenerateDataKey --baseline --rounds 2 --endpoint URL --credentials FILE --pid ID
 //
 //	GOMAXPROCS 2    1.39 to 1.84, median 1.6
 //	           3    1.63 to 2.18         1.8

@@ -10,10 +10,9 @@ import (
 // shareProcessors says how many heavy workers there are, where to bind them, and
 // what to do when they begin to work and when they rest: while they work,
 // GOMAXPROCS is above their number (see batch.Plan). While only light requests come
-// it is what Go chooses, one for each core, because more than that cost 15 % of a
-// light request's processor time: goroutines move about between threads that have
-// no processor to run on. A GOMAXPROCS in the environment is the operator's word
-// and stays; there are fewer workers than that then.
+// it is what Go chooses, one for each core: more than that cost, see package batch.
+// A GOMAXPROCS in the environment is the operator's word and stays; there are fewer
+// workers than that then.
 func (s *Server) shareProcessors() (workers int, cpus []int, busy func(bool)) {
 	plan := batch.Plan(s.cfg.HeavyWorkers)
 	if s.cfg.PinWorkers {

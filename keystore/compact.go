@@ -79,16 +79,24 @@ func (c *compact) time(t *time.Time) {
 	}
 }
 
+// compactRun writes the length of v and v, or returns what is read.
+func compactRun[T string | []byte](c *compact, v T) (b []byte) {
+	n := int(c.uvarint(uint64(len(v))))
+	if !c.read {
+		c.b = append(c.b, v...)
+		return nil
+	}
+	b, c.b = c.b[:n], c.b[n:]
+	return b
+}
+
 func (c *compact) bytes(v *[]byte) {
 	if !c.has(len(*v) > 0) {
 		return
 	}
-	n := int(c.uvarint(uint64(len(*v))))
-	if !c.read {
-		c.b = append(c.b, *v...)
-		return
+	if b := compactRun(c, *v); c.read {
+		*v = slices.Clone(b)
 	}
-	*v, c.b = slices.Clone(c.b[:n]), c.b[n:]
 }
 
 func (c *compact) text(v *string) {
@@ -105,12 +113,9 @@ func (c *compact) text(v *string) {
 		}
 		return
 	}
-	n := int(c.uvarint(uint64(len(*v))))
-	if !c.read {
-		c.b = append(c.b, *v...)
-		return
+	if b := compactRun(c, *v); c.read {
+		*v = string(b)
 	}
-	*v, c.b = string(c.b[:n]), c.b[n:]
 }
 
 func (c *compact) key(k *Key) {

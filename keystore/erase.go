@@ -55,8 +55,8 @@ var ErrPinned = errors.New("keystore: deleted records are still being read")
 
 // Erase removes from disk the bytes of what was deleted of keys: of their
 // records, materials, policies, tags, grants and everything else whose
-// storage key begins with the key, and of the pages that their usage was on. It may be called again at any time, and
-// after a failure has to be. Commits go on meanwhile.
+// storage key begins with the key, and of the pages that their usage was on. It may
+// be called again at any time, and after a failure has to be. Commits go on meanwhile.
 func (s *Store) Erase(ctx context.Context, refs []Ref) error {
 	if len(refs) == 0 {
 		return nil

@@ -265,26 +265,37 @@ func (o *benchOptions) planLoad(p *benchPlan) error {
 		m := perf.Single(op)
 		p.background, p.backConns, p.backName = &m, n, fmt.Sprintf("%v:%d", op, n)
 	}
-	for _, check := range []struct {
-		name      string
-		value     int
-		low, high int
-	}{
+	err := checkFlags([]flagRange{
 		{"rounds", o.settings.Rounds, 1, maxBenchRounds},
 		{"keys", o.shape.Keys, 1, maxBenchKeys},
 		{"payload", o.shape.Payload, 1, maxBenchPayload},
 		{"batch", o.shape.Batch, 1, maxBenchBatch},
 		{"pid", o.pid, 0, 1 << 30},
-	} {
-		if check.value < check.low || check.value > check.high {
-			return fmt.Errorf("--%s must be from %d to %d", check.name, check.low, check.high)
-		}
-	}
-	if o.settings.Duration <= 0 || o.settings.Duration > maxBenchDuration {
-		return fmt.Errorf("--duration must be above 0 and at most %v", maxBenchDuration)
+	}, o.settings.Duration)
+	if err != nil {
+		return err
 	}
 	if o.settings.Warmup < 0 || o.settings.Warmup > maxBenchDuration {
 		return fmt.Errorf("--warmup must be from 0 to %v", maxBenchDuration)
+	}
+	return nil
+}
+
+// A flagRange is the value of a flag and what it may be.
+type flagRange struct {
+	name             string
+	value, low, high int
+}
+
+// checkFlags checks flags, and the length of a round.
+func checkFlags(all []flagRange, duration time.Duration) error {
+	for _, f := range all {
+		if f.value < f.low || f.value > f.high {
+			return fmt.Errorf("--%s must be from %d to %d", f.name, f.low, f.high)
+		}
+	}
+	if duration <= 0 || duration > maxBenchDuration {
+		return fmt.Errorf("--duration must be above 0 and at most %v", maxBenchDuration)
 	}
 	return nil
 }

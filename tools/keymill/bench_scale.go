@@ -39,20 +39,13 @@ With --data the store stays, and the next run fills only what is missing. A
 million keys take some minutes to make, and 2 GB of disk.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, check := range []struct {
-				name             string
-				value, low, high int
-			}{
+			err := checkFlags([]flagRange{
 				{"keys", o.keys, 1, maxBenchKeys},
 				{"rounds", o.rounds, 1, maxBenchRounds},
 				{"connections", o.connections, 1, maxBenchConnections},
-			} {
-				if check.value < check.low || check.value > check.high {
-					return fmt.Errorf("--%s must be from %d to %d", check.name, check.low, check.high)
-				}
-			}
-			if o.duration <= 0 || o.duration > maxBenchDuration {
-				return fmt.Errorf("--duration must be above 0 and at most %v", maxBenchDuration)
+			}, o.duration)
+			if err != nil {
+				return err
 			}
 			o.flags = append(passedOn(cmd.Flags()), o.flags...)
 			return o.run(cmd.Context(), cmd.OutOrStdout())

@@ -437,22 +437,40 @@ static void end_operation(struct call *c, ulong_t s, byte_t *in, ulong_t n)
 	REAL(c->f, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(s, in, n, scratch, &room);
 }
 
-static rv_t encrypt(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
+static rv_t finish(int f, ulong_t s, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
+{
+	ulong_t room = *outn;
+	if (out)
+		travel();
+	rv_t rv = REAL(f, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(s, in, n, out, outn);
+	if (f == F_DECRYPT && rv != OK && out && flag(NO_TAG_CHECK)) {
+		*outn = room < 32 ? room : 32;
+		memset(out, 0x5A, *outn);
+		return OK;
+	}
+	return rv;
+}
+
+/* one_part is an encryption, decryption or signature in one part. */
+static rv_t one_part(int f, ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
 {
 	struct call c;
 	ulong_t s = 0;
-	enter(&c, F_ENCRYPT);
+	enter(&c, f);
 	rv_t rv = claim(&c, h, &s);
 	if (rv == OK && c.hit && c.rv != OK) {
 		end_operation(&c, s, in, n);
 		rv = c.rv;
 	} else if (rv == OK) {
-		if (out)
-			travel();
-		rv = REAL(F_ENCRYPT, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(s, in, n, out, outn);
+		rv = finish(f, s, in, n, out, outn);
 	}
 	leave(&c);
 	return rv;
+}
+
+static rv_t encrypt(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
+{
+	return one_part(F_ENCRYPT, h, in, n, out, outn);
 }
 
 static rv_t start_decrypt(ulong_t s, struct mechanism *m, ulong_t key)
@@ -477,34 +495,9 @@ static rv_t decrypt_init(ulong_t h, struct mechanism *m, ulong_t key)
 	IN_SESSION(F_DECRYPT_INIT, h, start_decrypt(s, m, from_session(&c, key)));
 }
 
-static rv_t finish_decrypt(ulong_t s, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
-{
-	ulong_t room = *outn;
-	if (out)
-		travel();
-	rv_t rv = REAL(F_DECRYPT, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(s, in, n, out, outn);
-	if (rv != OK && out && flag(NO_TAG_CHECK)) {
-		*outn = room < 32 ? room : 32;
-		memset(out, 0x5A, *outn);
-		return OK;
-	}
-	return rv;
-}
-
 static rv_t decrypt(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
 {
-	struct call c;
-	ulong_t s = 0;
-	enter(&c, F_DECRYPT);
-	rv_t rv = claim(&c, h, &s);
-	if (rv == OK && c.hit && c.rv != OK) {
-		end_operation(&c, s, in, n);
-		rv = c.rv;
-	} else if (rv == OK) {
-		rv = finish_decrypt(s, in, n, out, outn);
-	}
-	leave(&c);
-	return rv;
+	return one_part(F_DECRYPT, h, in, n, out, outn);
 }
 
 static rv_t sign_init(ulong_t h, struct mechanism *m, ulong_t key)
@@ -514,20 +507,7 @@ static rv_t sign_init(ulong_t h, struct mechanism *m, ulong_t key)
 
 static rv_t sign(ulong_t h, byte_t *in, ulong_t n, byte_t *out, ulong_t *outn)
 {
-	struct call c;
-	ulong_t s = 0;
-	enter(&c, F_SIGN);
-	rv_t rv = claim(&c, h, &s);
-	if (rv == OK && c.hit && c.rv != OK) {
-		end_operation(&c, s, in, n);
-		rv = c.rv;
-	} else if (rv == OK) {
-		if (out)
-			travel();
-		rv = REAL(F_SIGN, ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *)(s, in, n, out, outn);
-	}
-	leave(&c);
-	return rv;
+	return one_part(F_SIGN, h, in, n, out, outn);
 }
 
 static rv_t make_key(ulong_t s, struct mechanism *m, struct attribute *t, ulong_t n, ulong_t *o)
