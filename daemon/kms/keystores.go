@@ -25,7 +25,7 @@ import (
 // What a caller has said of a store is a record of the general-purpose space,
 // "cks/<account>/<region>/<id>", and its secret (PIN or secret key) another,
 // "cks-secret/<account>/<region>/<id>": it is read when a device is opened or
-// compared, and never stays in memory here. There are a few stores per account, so
+// compared, and does not stay in memory with the settings. There are a few stores per account, so
 // listing reads them all and there are no indexes. Changes of one daemon take turns
 // (keyStores.mu), and the first record's revision decides between daemons.
 //
