@@ -12,7 +12,7 @@ BENCHED    ?= ./batch ./daemon/kms ./daemon/sigv4 ./daemon/wire ./engine ./hsm/.
 
 # Packages where goroutines share state: make test runs these under the race
 # detector too. make testrace runs all.
-RACE = ./batch/... ./daemon ./daemon/sigv4/... ./daemon/kms/... ./daemon/xks ./engine/... ./hsm/... ./keystore/...
+RACE = ./batch/... ./daemon ./daemon/reactor ./daemon/sigv4/... ./daemon/kms/... ./daemon/xks ./engine/... ./hsm/... ./keystore/...
 
 .PHONY: build run demo test testrace prepare bench fuzz lint generate check-generated clean
 

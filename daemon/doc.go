@@ -21,9 +21,9 @@
 //
 // # Three listeners
 //
-// The API (Config.Listen) is fasthttp: a goroutine per connection, none per
-// request, everything bounded before it is parsed. What is wrong with HTTP itself
-// is answered here in the form AWS clients read; all else is package kms's.
+// The API (Config.Listen) is package reactor's, and fasthttp's where that declines:
+// everything is bounded before it is parsed. What is wrong with HTTP itself is
+// answered here in the form AWS clients read; all else is package kms's.
 //
 // The admin listener (Config.AdminListen) answers health, readiness and metrics,
 // to whoever reaches it: no names, no identifiers, no verbs.

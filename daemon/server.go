@@ -20,6 +20,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"keymill/daemon/quota"
+	"keymill/daemon/reactor"
 	"keymill/daemon/wire"
 	"keymill/daemon/xks"
 	"keymill/keystore"
@@ -85,7 +86,8 @@ type Server struct {
 
 	// Owned by Run until ready is closed, immutable then.
 	api, admin net.Addr
-	http       *fasthttp.Server
+	front      *reactor.Server  // of the API's connections
+	http       *fasthttp.Server // of those of them that are not for front
 	service    *service
 
 	bodies largeBodies // safe for concurrent use
@@ -265,16 +267,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		stopXKS := s.serveXKS(xksLn)
 		defer func() { quiet = stopXKS() && quiet }()
 	}
-	s.http = s.newHTTPServer(s.service.handler)
-	apiLn = newDeadlines(time.Now).listener(apiLn)
-	if s.tls != nil {
-		apiLn = s.tls.listener(apiLn)
+	if err := s.serveAPI(apiLn); err != nil {
+		return err
 	}
-	go func() {
-		if err := s.http.Serve(apiLn); err != nil {
-			s.fail(fmt.Errorf("listen: %w", err))
-		}
-	}()
 	s.announce()
 
 	select {
@@ -286,11 +281,11 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		}
 	}
 	s.serving.Store(false)
-	s.log.Info("stopping", "connections", s.http.GetOpenConnectionsCount())
+	s.log.Info("stopping", "connections", s.front.Open())
 	drain, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	// Closes the listener, then idle connections, and waits for the others.
-	quiet = s.http.ShutdownWithContext(drain) == nil
+	// Each closes its listener, then idle connections, and waits for the others.
+	quiet = errors.Join(s.front.Shutdown(drain), s.http.ShutdownWithContext(drain)) == nil
 	return err
 }
 
@@ -355,22 +350,58 @@ func (s *Server) serveAdmin(ctx context.Context, ln net.Listener, mux *http.Serv
 	}
 }
 
-// newHTTPServer returns the server of the API: a goroutine per connection, none
-// per request.
-func (s *Server) newHTTPServer(next fasthttp.RequestHandler) *fasthttp.Server {
+// serveAPI serves the API on ln in the background.
+func (s *Server) serveAPI(ln net.Listener) (err error) {
+	o := reactor.Options{
+		Handler:      s.guarded(s.service.handler),
+		MaxConns:     maxConnections,
+		MaxHead:      maxHeader,
+		FirstTimeout: readTimeout,
+		IdleTimeout:  idleTimeout,
+		WriteTimeout: writeTimeout,
+		Logger:       s.log,
+	}
+	if s.tls != nil {
+		o.TLS = s.tls.config()
+	}
+	if s.front, err = reactor.New(ln, o); err != nil {
+		return err
+	}
+	s.metrics.NewGauge("keymill_http_connections", func() float64 { return float64(s.front.Open()) })
+	s.metrics.NewGauge("keymill_http_connections_refused_total", func() float64 { return float64(s.front.Refused()) })
+	s.http = s.newHTTPServer(o.Handler)
+	others := newDeadlines(time.Now).listener(s.front.Others())
+	for _, serve := range []func() error{s.front.Serve, func() error { return s.http.Serve(others) }} {
+		go func() {
+			if err := serve(); err != nil {
+				s.fail(fmt.Errorf("listen: %w", err))
+			}
+		}()
+	}
+	return nil
+}
+
+// guarded returns the handler of the API's requests around next.
+func (s *Server) guarded(next fasthttp.RequestHandler) fasthttp.RequestHandler {
 	panics := s.metrics.NewCounter("keymill_http_panics_total")
-	srv := &fasthttp.Server{
-		Handler: func(ctx *fasthttp.RequestCtx) {
-			// A bug that one request meets must not end the others.
-			defer func() {
-				if v := recover(); v != nil {
-					panics.Inc()
-					s.recovered(ctx, v)
-				}
-			}()
-			defer s.bodies.release(&ctx.Request)
-			next(ctx)
-		},
+	return func(ctx *fasthttp.RequestCtx) {
+		// A bug that one request meets must not end the others.
+		defer func() {
+			if v := recover(); v != nil {
+				panics.Inc()
+				s.recovered(ctx, v)
+			}
+		}()
+		defer s.bodies.release(&ctx.Request)
+		next(ctx)
+	}
+}
+
+// newHTTPServer returns the server of what is not for the reactor: a goroutine for
+// each connection.
+func (s *Server) newHTTPServer(handler fasthttp.RequestHandler) *fasthttp.Server {
+	return &fasthttp.Server{
+		Handler:            handler,
 		HeaderReceived:     s.bodies.configure,
 		ErrorHandler:       s.refuse,
 		Logger:             httpLog{s.log},
@@ -391,9 +422,6 @@ func (s *Server) newHTTPServer(next fasthttp.RequestHandler) *fasthttp.Server {
 		// fasthttp would quote the offending head in its message.
 		SecureErrorLogMessage: true,
 	}
-	s.metrics.NewGauge("keymill_http_connections", func() float64 { return float64(srv.GetOpenConnectionsCount()) })
-	s.metrics.NewGauge("keymill_http_connections_refused_total", func() float64 { return float64(srv.GetRejectedConnectionsCount()) })
-	return srv
 }
 
 // recovered answers for a handler that panicked. The value is not shown to the

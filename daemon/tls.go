@@ -73,8 +73,11 @@ func (c *certificates) expiry() time.Time {
 }
 
 // listener serves TLS on ln.
-func (c *certificates) listener(ln net.Listener) net.Listener {
-	return tls.NewListener(ln, &tls.Config{
+func (c *certificates) listener(ln net.Listener) net.Listener { return tls.NewListener(ln, c.config()) }
+
+// config returns a configuration that follows what is in force.
+func (c *certificates) config() *tls.Config {
+	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			conf := c.current.Load()
@@ -83,5 +86,5 @@ func (c *certificates) listener(ln net.Listener) net.Listener {
 			}
 			return conf, nil
 		},
-	})
+	}
 }

@@ -117,7 +117,7 @@ func updateAlias(x *exchange, in *wire.UpdateAliasRequest) error {
 // sameKind refuses to move an alias to a key of another type or usage: callers of
 // the alias would fail.
 func (x *exchange) sameKind(a *keystore.Alias, target *keyView) error {
-	old, err := x.svc.view(keystore.Ref{Region: a.Region, ID: a.Target})
+	old, err := x.view(keystore.Ref{Region: a.Region, ID: a.Target})
 	if errors.Is(err, keystore.ErrNotFound) {
 		return nil
 	} else if err != nil {

@@ -150,7 +150,7 @@ func (x *exchange) ciphertextKey(keyID string, alg engine.Algorithm, ciphertext 
 	if err != nil {
 		return nil, cryptoError(err, nil, nil)
 	}
-	v, err := x.svc.view(keystore.Ref{Region: x.region, ID: h.KeyID.ID})
+	v, err := x.view(keystore.Ref{Region: x.region, ID: h.KeyID.ID})
 	if errors.Is(err, keystore.ErrNotFound) || err == nil && (v.id != h.KeyID || v.rec.Account != x.account) {
 		return nil, wire.NewError(wire.AccessDeniedException, "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access.")
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/valyala/fasthttp"
 
 	"keymill/daemon/quota"
+	"keymill/daemon/reactor"
 	"keymill/daemon/sigv4"
 	"keymill/daemon/wire"
 	"keymill/engine"
@@ -106,6 +107,15 @@ func (x *exchange) end() {
 	}
 }
 
+// mayWait is called before the request waits for anything (a disk, a token, a
+// worker) or works for long: until then, it holds up other connections. x may be nil,
+// or without a request.
+func (x *exchange) mayWait() {
+	if x != nil && x.ctx != nil {
+		reactor.MayWait(x.ctx)
+	}
+}
+
 // newRequestID draws a version 4 UUID. It names a request in answers and logs
 // and guards nothing, so the runtime's generator will do.
 func (x *exchange) newRequestID() {
@@ -161,6 +171,7 @@ func (x *exchange) warm(v *keyView, ops []engine.Op) error {
 			return err
 		}
 	}
+	x.mayWait()
 	ctx, cancel := waitForRoot()
 	defer cancel()
 	if v.store != nil {

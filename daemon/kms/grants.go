@@ -335,7 +335,7 @@ func listRetirableGrants(x *exchange, in *wire.ListRetirableGrantsRequest) error
 	}
 	resp := wire.ListGrantsResponse{Grants: make([]wire.GrantListEntry, 0, len(found)), Truncated: wire.Some(more)}
 	for _, g := range found {
-		v, err := x.svc.view(g.Ref)
+		v, err := x.view(g.Ref)
 		if errors.Is(err, keystore.ErrNotFound) {
 			continue // deleted since the page was read
 		} else if err != nil {
@@ -414,7 +414,7 @@ func (x *exchange) grantToRetire(in *wire.RetireGrantRequest) (v *keyView, id st
 		if err != nil {
 			return nil, "", err
 		}
-		v, err := x.svc.view(at.Key)
+		v, err := x.view(at.Key)
 		if errors.Is(err, keystore.ErrNotFound) {
 			err = grantNotFound(at.ID)
 		}

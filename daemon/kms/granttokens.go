@@ -145,6 +145,7 @@ func invalidGrantToken(region string) error {
 
 // readGrantTokens puts the grants of a request's tokens into x.grants.
 func (x *exchange) readGrantTokens(tokens []string) error {
+	x.mayWait()
 	for _, token := range tokens {
 		ref, err := x.svc.readGrantToken(x.region, token)
 		if err != nil {

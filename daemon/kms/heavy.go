@@ -10,8 +10,8 @@ import (
 
 // Where the work is done.
 //
-// Light work (symmetric keys, HMAC, random) runs where the request is, on the
-// connection's goroutine: a hand-over costs more than the work.
+// Light work (symmetric keys, HMAC, random) runs where the request is read: a
+// hand-over costs more than the work.
 //
 // Work of some 100 us and more (RSA private keys, the larger NIST curves, ML-DSA
 // signatures, key generation) goes to the few locked threads of package batch.
@@ -21,9 +21,10 @@ import (
 // is ThrottlingException, at once.
 //
 // What is between them (P-256, Ed25519, secp256k1, SM2, public-key RSA, ML-DSA
-// verification: 15 to 60 us) stays on the connection's goroutine too: the way to
-// a locked thread and back costs 10 to 40 us of processor time, up to as much
-// as the work, and no single one of them holds a P for long.
+// verification: 15 to 60 us) stays on a goroutine, but one that no other
+// connection waits for (see package reactor): the way to a locked thread and back
+// costs 10 to 40 us of processor time, up to as much as the work, and no single
+// one of them holds a P for long.
 
 // heavyWorkers returns the pool for c, with fewer workers than Go has Ps when
 // nobody says how many: as many would starve the scheduler.
@@ -59,6 +60,9 @@ func (j *heavyJob) do() { j.key.Do(j.ops) }
 
 // compute runs ops, all of one verb, on v's handle, where they belong.
 func (x *exchange) compute(v *keyView, ops []engine.Op) error {
+	if v.spec.Asymmetric() || v.store != nil {
+		x.mayWait()
+	}
 	if !slow(v.spec, ops[0].Verb) {
 		v.handle.Do(ops)
 		return nil

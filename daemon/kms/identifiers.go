@@ -52,7 +52,7 @@ func (x *exchange) resolve(text string, forms identifierForms) (*keyView, error)
 		}
 		return nil, wire.NewError(wire.NotFoundException, unknown, resource)
 	}
-	v, err := x.svc.view(keystore.Ref{Region: x.region, ID: id.ID})
+	v, err := x.view(keystore.Ref{Region: x.region, ID: id.ID})
 	if errors.Is(err, keystore.ErrNotFound) || err == nil && (v.id != id || v.rec.Account != account) {
 		return nil, keyNotFound(keyARN(x.region, account, id.String()))
 	}
@@ -78,10 +78,10 @@ func (x *exchange) splitARN(arn string) (account, resource string, err error) {
 
 // resolveAlias finds the key that an alias points to.
 func (x *exchange) resolveAlias(name aliasName) (*keyView, error) {
-	target, err := x.svc.aliasTarget(name)
+	target, err := x.svc.aliasTarget(x, name)
 	if err == nil {
 		var v *keyView
-		if v, err = x.svc.view(keystore.Ref{Region: name.region, ID: target}); err == nil {
+		if v, err = x.view(keystore.Ref{Region: name.region, ID: target}); err == nil {
 			return v, nil
 		}
 	}
@@ -96,13 +96,15 @@ func aliasNotFound(name aliasName) error {
 }
 
 // aliasTarget returns the id of the key that an alias points to,
-// keystore.ErrNotFound when there is no such alias.
-func (s *Service) aliasTarget(name aliasName) (keystore.KeyID, error) {
+// keystore.ErrNotFound when there is no such alias. It does so for the request x; nil
+// is none.
+func (s *Service) aliasTarget(x *exchange, name aliasName) (keystore.KeyID, error) {
 	if id, ok := s.aliases.Get(name); ok {
 		return *id, nil
 	}
 	name = aliasName{strings.Clone(name.account), name.region, strings.Clone(name.name)}
 	id, err := s.aliases.Load(name, func() (*keystore.KeyID, error) {
+		x.mayWait()
 		a, err := s.store.Alias(name.account, name.region, name.name)
 		if err != nil {
 			return nil, err

@@ -69,7 +69,13 @@ func (v *keyView) currentMaterial() string {
 }
 
 // view returns the view of the key ref, keystore.ErrNotFound when there is none.
-func (s *Service) view(ref keystore.Ref) (*keyView, error) {
+func (s *Service) view(ref keystore.Ref) (*keyView, error) { return s.viewFor(nil, ref) }
+
+// view is the service's, for a request.
+func (x *exchange) view(ref keystore.Ref) (*keyView, error) { return x.svc.viewFor(x, ref) }
+
+// viewFor is view for the request x; nil is none.
+func (s *Service) viewFor(x *exchange, ref keystore.Ref) (*keyView, error) {
 	if v, ok := s.views.Get(ref); ok {
 		return v, nil
 	}
@@ -79,6 +85,7 @@ func (s *Service) view(ref keystore.Ref) (*keyView, error) {
 		if rec := s.shelf.key(ref); rec != nil {
 			return s.buildViewAt(rec, ticket)
 		}
+		x.mayWait()
 		rec, err := s.store.Key(ref)
 		if err != nil {
 			return nil, err

@@ -155,6 +155,7 @@ func (x *exchange) managedKey(service string) (*keyView, error) {
 
 func (x *exchange) makeManagedKey(name aliasName, service string) error {
 	s := x.svc
+	x.mayWait()
 	id := newKeyID(false)
 	now := x.now.Round(0).UTC()
 	secret, _, err := s.generateMaterial(engine.SymmetricDefault)

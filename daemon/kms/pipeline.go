@@ -47,6 +47,9 @@ func (x *exchange) serve() (err error) {
 
 // work takes an authenticated request from its body to its answer.
 func (x *exchange) work() (err error) {
+	if !x.row.light {
+		x.mayWait()
+	}
 	if err := x.decode(); err != nil {
 		return err
 	}

@@ -157,7 +157,7 @@ func getKeyRotationStatus(x *exchange, _ *wire.GetKeyRotationStatusRequest) erro
 	primary := keystore.Ref{Region: v.primaryRegion(), ID: v.ref.ID}
 	schedule := v.rec
 	if primary != v.ref {
-		p, err := x.svc.view(primary)
+		p, err := x.view(primary)
 		if err == nil {
 			schedule = p.rec
 		} else if !errors.Is(err, keystore.ErrNotFound) {

@@ -43,7 +43,7 @@ func (s *Service) servedView(ref xks.KeyRef) (*keyView, error) {
 		return nil, keystore.ErrNotFound
 	}
 	if strings.HasPrefix(ref.Resource, aliasPrefix) {
-		id, err := s.aliasTarget(aliasName{ref.Account, region, ref.Resource})
+		id, err := s.aliasTarget(nil, aliasName{ref.Account, region, ref.Resource})
 		if err != nil {
 			return nil, err
 		}

@@ -346,6 +346,7 @@ func (s *Service) destroyInToken(rec *keystore.Key) error {
 
 // randomFrom fills b from the token of a custom key store.
 func (x *exchange) randomFrom(id string, b []byte) error {
+	x.mayWait()
 	st, err := x.customKeyStore(id)
 	if err != nil {
 		return err

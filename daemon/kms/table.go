@@ -27,6 +27,9 @@ type operation struct {
 	quota quotaRule
 	// usage is the only key usage that the operation works on; 0 is any.
 	usage engine.Usage
+	// light says that the operation does not wait, except where it calls mayWait
+	// itself: its requests are answered where they are read. See package reactor.
+	light bool
 	// units says how many operations of AWS KMS the request counts for in quotas;
 	// nil is one.
 	units func(in wire.Input) int64
@@ -47,24 +50,24 @@ var coreRows = []operation{
 	{op: wire.OpCancelKeyDeletion, key: byKey(func(in *wire.CancelKeyDeletionRequest) string { return in.KeyId }), states: deletionCancel, run: with(cancelKeyDeletion)},
 	{op: wire.OpCreateAlias, states: description, run: with(createAlias)},
 	{op: wire.OpCreateKey, run: with(createKey)},
-	{op: wire.OpDecrypt, key: decryptionKey, states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(decrypt)},
+	{op: wire.OpDecrypt, light: true, key: decryptionKey, states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(decrypt)},
 	{op: wire.OpDeleteAlias, states: always, run: with(deleteAlias)},
 	{op: wire.OpDeriveSharedSecret, key: byAlias(func(in *wire.DeriveSharedSecretRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.KeyAgreement, run: with(deriveSharedSecret)},
-	{op: wire.OpDescribeKey, key: describedKey, states: always, run: with(describeKey)},
+	{op: wire.OpDescribeKey, light: true, key: describedKey, states: always, run: with(describeKey)},
 	{op: wire.OpDisableKey, key: byKey(func(in *wire.DisableKeyRequest) string { return in.KeyId }), states: enableDisable, run: with(disableKey)},
 	{op: wire.OpEnableKey, key: byKey(func(in *wire.EnableKeyRequest) string { return in.KeyId }), states: enableDisable, run: with(enableKey)},
-	{op: wire.OpEncrypt, key: byAlias(func(in *wire.EncryptRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(encrypt)},
-	{op: wire.OpGenerateDataKey, key: dataKeyKey(func(in *wire.GenerateDataKeyRequest) (string, string, wire.Opt[int64]) {
+	{op: wire.OpEncrypt, light: true, key: byAlias(func(in *wire.EncryptRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(encrypt)},
+	{op: wire.OpGenerateDataKey, light: true, key: dataKeyKey(func(in *wire.GenerateDataKeyRequest) (string, string, wire.Opt[int64]) {
 		return in.KeyId, in.KeySpec, in.NumberOfBytes
 	}), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKey)},
 	{op: wire.OpGenerateDataKeyPair, key: byAlias(func(in *wire.GenerateDataKeyPairRequest) string { return in.KeyId }), states: dataKeyPair, quota: pairQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyPair)},
 	{op: wire.OpGenerateDataKeyPairWithoutPlaintext, key: byAlias(func(in *wire.GenerateDataKeyPairWithoutPlaintextRequest) string { return in.KeyId }), states: dataKeyPair, quota: pairQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyPairWithoutPlaintext)},
 	{op: wire.OpGenerateDataKeys, actionOf: generateDataKeysAction, key: byAlias(func(in *wire.GenerateDataKeysRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, units: items(dataKeyUnits), run: with(generateDataKeys)},
-	{op: wire.OpGenerateDataKeyWithoutPlaintext, key: dataKeyKey(func(in *wire.GenerateDataKeyWithoutPlaintextRequest) (string, string, wire.Opt[int64]) {
+	{op: wire.OpGenerateDataKeyWithoutPlaintext, light: true, key: dataKeyKey(func(in *wire.GenerateDataKeyWithoutPlaintextRequest) (string, string, wire.Opt[int64]) {
 		return in.KeyId, in.KeySpec, in.NumberOfBytes
 	}), states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(generateDataKeyWithoutPlaintext)},
-	{op: wire.OpGenerateMac, key: byAlias(func(in *wire.GenerateMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(generateMac)},
-	{op: wire.OpGenerateRandom, quota: symmetricQuota, run: with(generateRandom)},
+	{op: wire.OpGenerateMac, light: true, key: byAlias(func(in *wire.GenerateMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(generateMac)},
+	{op: wire.OpGenerateRandom, light: true, quota: symmetricQuota, run: with(generateRandom)},
 	{op: wire.OpGetKeyPolicy, key: byKey(func(in *wire.GetKeyPolicyRequest) string { return in.KeyId }), states: always, run: with(getKeyPolicy)},
 	{op: wire.OpGetPublicKey, key: byAlias(func(in *wire.GetPublicKeyRequest) string { return in.KeyId }), states: publicKey, run: with(getPublicKey)},
 	{op: wire.OpListAliases, states: always, run: with(listAliases)},
@@ -72,15 +75,15 @@ var coreRows = []operation{
 	{op: wire.OpListKeys, run: with(listKeys)},
 	{op: wire.OpListResourceTags, key: byKey(func(in *wire.ListResourceTagsRequest) string { return in.KeyId }), states: always, run: with(listResourceTags)},
 	{op: wire.OpPutKeyPolicy, key: byKey(func(in *wire.PutKeyPolicyRequest) string { return in.KeyId }), states: always, run: with(putKeyPolicy)},
-	{op: wire.OpReEncrypt, action: "ReEncryptFrom", key: reEncryptSource, states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(reEncrypt)},
+	{op: wire.OpReEncrypt, light: true, action: "ReEncryptFrom", key: reEncryptSource, states: cryptography, quota: keyQuota, usage: engine.EncryptDecrypt, run: with(reEncrypt)},
 	{op: wire.OpScheduleKeyDeletion, key: byKey(func(in *wire.ScheduleKeyDeletionRequest) string { return in.KeyId }), states: deletionStart, run: with(scheduleKeyDeletion)},
-	{op: wire.OpSign, key: byAlias(func(in *wire.SignRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, run: with(sign)},
+	{op: wire.OpSign, light: true, key: byAlias(func(in *wire.SignRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, run: with(sign)},
 	{op: wire.OpTagResource, key: byKey(func(in *wire.TagResourceRequest) string { return in.KeyId }), states: description, run: with(tagResource)},
 	{op: wire.OpUntagResource, key: byKey(func(in *wire.UntagResourceRequest) string { return in.KeyId }), states: description, run: with(untagResource)},
 	{op: wire.OpUpdateAlias, states: description, run: with(updateAlias)},
 	{op: wire.OpUpdateKeyDescription, key: byKey(func(in *wire.UpdateKeyDescriptionRequest) string { return in.KeyId }), states: description, run: with(updateKeyDescription)},
-	{op: wire.OpVerify, key: byAlias(func(in *wire.VerifyRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, run: with(verify)},
-	{op: wire.OpVerifyMac, key: byAlias(func(in *wire.VerifyMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(verifyMac)},
+	{op: wire.OpVerify, light: true, key: byAlias(func(in *wire.VerifyRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.SignVerify, run: with(verify)},
+	{op: wire.OpVerifyMac, light: true, key: byAlias(func(in *wire.VerifyMacRequest) string { return in.KeyId }), states: cryptography, quota: keyQuota, usage: engine.GenerateVerifyMAC, run: with(verifyMac)},
 }
 
 func table(subjects ...[]operation) (t [wire.NumOps + 1]operation) {

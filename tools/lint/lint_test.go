@@ -23,23 +23,25 @@ const module = "keymill"
 //	tools -> fuzz -> perf -> daemon -> engine, keystore -> hsm -> batch
 //	daemon -> kms -> policy, quota, audit -> sigv4 -> wire
 //	          kms -> xks -> sigv4
+//	          kms -> reactor
 var arrows = map[string][]string{
-	"tools":         {"perf", "fuzz", "daemon", "engine", "keystore", "hsm", "batch"},
-	"fuzz":          {"perf", "daemon", "engine", "keystore", "hsm", "batch"},
-	"perf":          {"daemon", "engine", "keystore", "hsm", "batch"},
-	"daemon":        {"daemon", "engine", "keystore", "hsm", "batch"},
-	"daemon/kms":    {"daemon/policy", "daemon/quota", "daemon/audit", "daemon/xks", "daemon/sigv4", "daemon/wire", "engine", "keystore", "hsm", "batch"},
-	"daemon/xks":    {"daemon/sigv4", "daemon/wire", "engine", "hsm/arena"},
-	"daemon/policy": {"daemon/sigv4", "daemon/wire", "keystore", "hsm/arena"},
-	"daemon/quota":  {"daemon/sigv4", "daemon/wire", "keystore", "hsm/arena"},
-	"daemon/audit":  {"daemon/sigv4", "daemon/wire", "keystore", "hsm"},
-	"daemon/sigv4":  {"daemon/wire", "keystore", "hsm/arena"},
-	"daemon/wire":   {},
-	"engine":        {"hsm", "batch"},
-	"keystore":      {"hsm", "batch"},
-	"hsm":           {"hsm/arena", "batch"},
-	"hsm/arena":     {},
-	"batch":         {},
+	"tools":          {"perf", "fuzz", "daemon", "engine", "keystore", "hsm", "batch"},
+	"fuzz":           {"perf", "daemon", "engine", "keystore", "hsm", "batch"},
+	"perf":           {"daemon", "engine", "keystore", "hsm", "batch"},
+	"daemon":         {"daemon", "engine", "keystore", "hsm", "batch"},
+	"daemon/kms":     {"daemon/policy", "daemon/quota", "daemon/audit", "daemon/xks", "daemon/reactor", "daemon/sigv4", "daemon/wire", "engine", "keystore", "hsm", "batch"},
+	"daemon/xks":     {"daemon/sigv4", "daemon/wire", "engine", "hsm/arena"},
+	"daemon/policy":  {"daemon/sigv4", "daemon/wire", "keystore", "hsm/arena"},
+	"daemon/quota":   {"daemon/sigv4", "daemon/wire", "keystore", "hsm/arena"},
+	"daemon/audit":   {"daemon/sigv4", "daemon/wire", "keystore", "hsm"},
+	"daemon/sigv4":   {"daemon/wire", "keystore", "hsm/arena"},
+	"daemon/wire":    {},
+	"daemon/reactor": {},
+	"engine":         {"hsm", "batch"},
+	"keystore":       {"hsm", "batch"},
+	"hsm":            {"hsm/arena", "batch"},
+	"hsm/arena":      {},
+	"batch":          {},
 }
 
 // fences name the only rooms that may import what begins with a prefix, so that
@@ -51,12 +53,12 @@ var fences = []struct {
 }{
 	{"github.com/cockroachdb/pebble", []string{"keystore"}, true},
 	{"github.com/miekg/pkcs11", []string{"hsm"}, false},
-	{"github.com/valyala/fasthttp", []string{"daemon", "daemon/kms", "perf", "fuzz", "tools"}, true},
-	{"net/http", []string{"daemon", "daemon/kms", "daemon/sigv4", "daemon/wire", "daemon/xks", "perf", "fuzz", "tools"}, true},
+	{"github.com/valyala/fasthttp", []string{"daemon", "daemon/kms", "daemon/reactor", "perf", "fuzz", "tools"}, true},
+	{"net/http", []string{"daemon", "daemon/kms", "daemon/reactor", "daemon/sigv4", "daemon/wire", "daemon/xks", "perf", "fuzz", "tools"}, true},
 	{"github.com/aws/", []string{"perf", "tools"}, false},
 	{"github.com/spf13/", []string{"tools"}, true},
 	{"github.com/knadh/koanf", []string{"tools"}, true},
-	{"unsafe", []string{"daemon/kms", "daemon/sigv4", "daemon/wire", "engine", "batch", "hsm", "hsm/arena", "keystore"}, false},
+	{"unsafe", []string{"daemon/kms", "daemon/reactor", "daemon/sigv4", "daemon/wire", "engine", "batch", "hsm", "hsm/arena", "keystore"}, false},
 }
 
 type goPackage struct {
