@@ -33,7 +33,8 @@ const (
 	maxHeader = 16 << 10
 
 	// maxConnections bounds the goroutines and buffers that connections hold:
-	// some 40 KiB each, so 640 MiB at worst.
+	// some 40 KiB each while a request waits, so 640 MiB at worst, and next to
+	// nothing between requests.
 	maxConnections = 16 << 10
 
 	// readTimeout bounds one request's arrival, writeTimeout one answer's way
@@ -355,7 +356,6 @@ func (s *Server) serveAPI(ln net.Listener) (err error) {
 	o := reactor.Options{
 		Handler:      s.guarded(s.service.handler),
 		MaxConns:     maxConnections,
-		MaxHead:      maxHeader,
 		FirstTimeout: readTimeout,
 		IdleTimeout:  idleTimeout,
 		WriteTimeout: writeTimeout,
@@ -370,8 +370,7 @@ func (s *Server) serveAPI(ln net.Listener) (err error) {
 	s.metrics.NewGauge("keymill_http_connections", func() float64 { return float64(s.front.Open()) })
 	s.metrics.NewGauge("keymill_http_connections_refused_total", func() float64 { return float64(s.front.Refused()) })
 	s.http = s.newHTTPServer(o.Handler)
-	others := newDeadlines(time.Now).listener(s.front.Others())
-	for _, serve := range []func() error{s.front.Serve, func() error { return s.http.Serve(others) }} {
+	for _, serve := range []func() error{s.front.Serve, func() error { return s.http.Serve(s.front.Others()) }} {
 		go func() {
 			if err := serve(); err != nil {
 				s.fail(fmt.Errorf("listen: %w", err))

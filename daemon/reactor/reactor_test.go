@@ -46,7 +46,7 @@ func newHTTP(h fasthttp.RequestHandler) *fasthttp.Server {
 		NoDefaultContentType:          true,
 		NoDefaultServerHeader:         true,
 		NoDefaultDate:                 true,
-		ReadBufferSize:                maxHead,
+		ReadBufferSize:                16 << 10,
 		MaxRequestBodySize:            1 << 20,
 		CloseOnShutdown:               true,
 		Logger:                        quiet{},
@@ -196,7 +196,7 @@ func TestAnswersAsFasthttp(t *testing.T) {
 	}
 	rigs := map[string]*rig{"plain": serve(t, echo, nil), "tls": serve(t, echo, withTLS), "unix": serveOn(t, socket, echo, nil)}
 
-	long := strings.Repeat("b", 20<<10)
+	long := strings.Repeat("b", 10<<10)
 	tests := []struct {
 		name, request string
 		answers       int
@@ -209,8 +209,9 @@ func TestAnswersAsFasthttp(t *testing.T) {
 		{"folded line", post("X-Fold: a\r\n  b\r\n", "b"), 1, true},
 		{"long body", post("", long), 1, true},
 		{"too long for here", post("", long+long), 1, false},
-		{"long head", post("X-Long: "+long[:15<<10]+"\r\n", "b"), 1, true},
-		{"too long a head", post("X-Long: "+long+"\r\n", "b"), 1, false},
+		{"long head", post("X-Long: "+long[:7<<10]+"\r\n", "b"), 1, true},
+		{"too long a head for here", post("X-Long: "+long+"\r\n", "b"), 1, false},
+		{"too long a head", post("X-Long: "+long+long+"\r\n", "b"), 1, false},
 		{"get", "GET /x HTTP/1.1\r\nHost: k\r\n\r\n", 1, false},
 		{"get with body", "GET / HTTP/1.1\r\nHost: k\r\nContent-Length: 3\r\n\r\nabc", 1, false},
 		{"head", "OPTIONS / HTTP/1.1\r\nHost: k\r\n\r\n", 1, false},
@@ -693,7 +694,7 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
-	w := newWorker(&Server{o: Options{MaxHead: maxHead}})
+	w := newWorker(&Server{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > maxRequest {
 			return

@@ -35,10 +35,6 @@ type Options struct {
 	// there are as many is told so and closed. Required.
 	MaxConns int
 
-	// MaxHead bounds a request's head, in bytes; larger ones are for others.
-	// 0, and what is above it, is 16 KiB.
-	MaxHead int
-
 	// FirstTimeout bounds the TLS handshake, and the pause before the first
 	// request; IdleTimeout the pause between two; WriteTimeout the wait for a
 	// client that does not read. They are kept to the second. Required.
@@ -82,9 +78,6 @@ const maxResting = 64
 
 // New makes a Server of ln's connections.
 func New(ln net.Listener, o Options) (*Server, error) {
-	if o.MaxHead <= 0 || o.MaxHead > maxHead {
-		o.MaxHead = maxHead
-	}
 	if o.Loops <= 0 {
 		o.Loops = runtime.GOMAXPROCS(0)
 	}

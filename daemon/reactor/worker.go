@@ -10,15 +10,16 @@ import (
 )
 
 const (
-	// maxHead bounds a head that is read here; Options.MaxHead may be less.
-	maxHead = 16 << 10
+	// maxHead bounds a head that is read here: a signature takes under 1 KiB, a
+	// session token up to some 4 KiB.
+	maxHead = 8 << 10
 
 	// maxRequest bounds a request that is answered here, head and body. It holds
-	// the longest of AWS KMS's own that carry 4,096 bytes, several times over.
-	maxRequest = 32 << 10
+	// those that carry the 4,096 bytes that AWS KMS allows, in Base64.
+	maxRequest = 16 << 10
 
 	// maxAnswer bounds an answer that leaves in one write.
-	maxAnswer = 16 << 10
+	maxAnswer = 8 << 10
 )
 
 // A worker answers one request at a time. It is the net.Conn of the request it
@@ -265,13 +266,13 @@ const (
 func (w *worker) parse(b []byte) (body []byte, r reading) {
 	end := bytes.Index(b, endOfHead)
 	if end < 0 {
-		if len(b) > w.srv.o.MaxHead {
+		if len(b) > maxHead {
 			return nil, foreign
 		}
 		return nil, unfinished
 	}
 	end += len(endOfHead)
-	if end > w.srv.o.MaxHead {
+	if end > maxHead {
 		return nil, foreign
 	}
 	w.head.Reset(b[:end])
