@@ -26,6 +26,8 @@ type exchange struct {
 	row *operation
 	now time.Time
 
+	mayWaitFunc func() // the method mayWait, bound once
+
 	id      [36]byte  // request id, a UUID's text
 	idBits  [2]uint64 // and its bits
 	headers []sigv4.Header
@@ -68,7 +70,9 @@ const maxKeptScratch = 64 << 10
 func newExchange(s *Service) *exchange {
 	// All of secret is wiped after every request: it has room for the longest
 	// data key, and grows in the exchanges that see longer plaintexts.
-	return &exchange{svc: s, secret: make([]byte, 0, 1024), blob: make([]byte, 0, 6144)}
+	x := &exchange{svc: s, secret: make([]byte, 0, 1024), blob: make([]byte, 0, 6144)}
+	x.mayWaitFunc = x.mayWait
+	return x
 }
 
 func (x *exchange) begin(ctx *fasthttp.RequestCtx) {

@@ -56,6 +56,12 @@ func newHarnessWith(t testing.TB, quotas *quota.Profile) *harness {
 // newHarnessConfig is newHarness with a changed configuration of the service.
 func newHarnessConfig(t testing.TB, change func(*Config)) *harness {
 	t.Helper()
+	return newHarnessOn(t, func(o keystore.Options) keystore.Options { return o }, change)
+}
+
+// newHarnessOn is newHarnessConfig with a changed configuration of the store.
+func newHarnessOn(t testing.TB, on func(keystore.Options) keystore.Options, change func(*Config)) *harness {
+	t.Helper()
 	h := &harness{
 		TB:   t,
 		root: hsmtest.NewMemory(),
@@ -65,7 +71,7 @@ func newHarnessConfig(t testing.TB, change func(*Config)) *harness {
 	clock := func() time.Time { return h.now }
 	var err error
 	h.dir = t.TempDir()
-	h.store, err = keystore.Open(context.Background(), keystore.Options{Dir: h.dir, Root: h.root, Clock: clock})
+	h.store, err = keystore.Open(context.Background(), on(keystore.Options{Dir: h.dir, Root: h.root, Clock: clock}))
 	if err != nil {
 		t.Fatal(err)
 	}

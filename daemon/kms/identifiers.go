@@ -102,9 +102,9 @@ func (s *Service) aliasTarget(x *exchange, name aliasName) (keystore.KeyID, erro
 	if id, ok := s.aliases.Get(name); ok {
 		return *id, nil
 	}
+	x.mayWait()
 	name = aliasName{strings.Clone(name.account), name.region, strings.Clone(name.name)}
 	id, err := s.aliases.Load(name, func() (*keystore.KeyID, error) {
-		x.mayWait()
 		a, err := s.store.Alias(name.account, name.region, name.name)
 		if err != nil {
 			return nil, err

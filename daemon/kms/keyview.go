@@ -80,12 +80,14 @@ func (s *Service) viewFor(x *exchange, ref keystore.Ref) (*keyView, error) {
 		return v, nil
 	}
 	ref.Region = s.ownRegion(ref.Region)
+	if !s.shelf.has(ref) {
+		x.mayWait() // to read it, or for somebody who does
+	}
 	return s.views.Load(ref, func() (*keyView, error) {
 		ticket := s.shelf.ticket(ref)
 		if rec := s.shelf.key(ref); rec != nil {
 			return s.buildViewAt(rec, ticket)
 		}
-		x.mayWait()
 		rec, err := s.store.Key(ref)
 		if err != nil {
 			return nil, err

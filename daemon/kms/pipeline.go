@@ -214,7 +214,7 @@ func clip(b []byte) string {
 }
 
 func (x *exchange) authenticate() error {
-	x.signed.ID, x.signed.Now = unsafe.String(&x.id[0], len(x.id)), x.now
+	x.signed.ID, x.signed.Now, x.signed.MayWait = unsafe.String(&x.id[0], len(x.id)), x.now, x.mayWaitFunc
 	if err := x.svc.verify.Verify(&x.signed, &x.auth); err != nil {
 		return err
 	}

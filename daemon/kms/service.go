@@ -142,6 +142,7 @@ func New(c Config) (*Service, error) {
 	s.verify = sigv4.New(sigv4.Options{
 		Service: "kms",
 		Lookup:  s.credential,
+		Cached:  s.cachedCredential,
 		Region:  regions.Intern,
 		Served:  regions.List(),
 		Clock:   c.Clock,
@@ -164,13 +165,17 @@ func New(c Config) (*Service, error) {
 // maxCredentials bounds the access keys kept in memory.
 const maxCredentials = 4096
 
-// credential finds an access key for the signature check; nil when there is
-// none. A store that cannot be read counts as none, and is logged.
-func (s *Service) credential(accessKeyID []byte) *sigv4.Credential {
+// cachedCredential finds an access key for the signature check among those that
+// are in memory; nil when it is not there.
+func (s *Service) cachedCredential(accessKeyID []byte) *sigv4.Credential {
 	// The lookup only compares: the string never outlives the call.
-	if c, ok := s.credentials.Get(unsafe.String(unsafe.SliceData(accessKeyID), len(accessKeyID))); ok {
-		return c
-	}
+	c, _ := s.credentials.Get(unsafe.String(unsafe.SliceData(accessKeyID), len(accessKeyID)))
+	return c
+}
+
+// credential finds an access key in the store; nil when there is none. A store that
+// cannot be read counts as none, and is logged.
+func (s *Service) credential(accessKeyID []byte) *sigv4.Credential {
 	id := string(accessKeyID)
 	c, err := s.credentials.Load(id, func() (*sigv4.Credential, error) {
 		k, err := s.store.AccessKey(id)

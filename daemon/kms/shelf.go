@@ -151,6 +151,15 @@ func (s *shelf) key(ref keystore.Ref) *keystore.Key {
 	return nil
 }
 
+// has tells whether a key is on the shelf.
+func (s *shelf) has(ref keystore.Ref) bool {
+	p := s.part(&ref)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.keys[ref]
+	return ok
+}
+
 // secret returns a copy of the current material of a key on the shelf, if that is of
 // the given version, else nil.
 func (s *shelf) secret(ref keystore.Ref, version uint32) []byte {

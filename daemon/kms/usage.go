@@ -186,6 +186,9 @@ func (u *usageLog) push(k *keyUse) {
 	u.link(k)
 }
 
+// full tells whether push will wait for the disk.
+func (u *usageLog) full() bool { return u.pending.Load() >= u.most }
+
 func (u *usageLog) link(k *keyUse) {
 	for {
 		head := u.dirty.Load()
@@ -394,6 +397,9 @@ func (u *usageLog) writeMetrics(w io.Writer) {
 // used counts n uses of v by the request, unless it is a dry run.
 func (x *exchange) used(v *keyView, as use, n int) {
 	if n > 0 && !x.dryRun {
+		if !v.use.dirty.Load() && x.svc.usage.full() {
+			x.mayWait()
+		}
 		x.svc.usage.mark(v.use, as, uint32(n), x.now, &x.idBits)
 	}
 }

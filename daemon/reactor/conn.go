@@ -66,6 +66,7 @@ type conn struct {
 	toEnd    bool     // read until the kernel says that there is no more
 	partial  []byte   // of a request of which more is to come
 	away     bool     // others serve it
+	reads    int      // since its turn began
 }
 
 // adopt takes the connection out of the hands of package net.
@@ -103,6 +104,9 @@ func (c *conn) release() error {
 // package net it waits.
 func (c *conn) Read(p []byte) (int, error) {
 	if c.std != nil {
+		if c.worker != nil && !c.followed {
+			return 0, errWouldBlock // what TLS had to answer did not go out; see stay
+		}
 		n, err := c.std.Read(p)
 		if c.followed && errors.Is(err, os.ErrDeadlineExceeded) {
 			err = errWouldBlock // somebody called for attention
@@ -114,6 +118,9 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	if c.drained || len(p) == 0 {
 		return 0, errWouldBlock
+	}
+	if c.reads++; c.reads > maxReads && c.worker != nil {
+		c.worker.leave()
 	}
 	for {
 		// A raw call: it does not wait, so the scheduler need not know.
@@ -134,6 +141,9 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 	}
 }
+
+// maxReads is how often a connection is read before it has to do without the loop.
+const maxReads = 16
 
 // Write writes all of p. When the client does not take it, and a worker serves
 // the connection, the worker leaves its loop and waits, in the hands of package
@@ -165,7 +175,10 @@ func (c *conn) Write(p []byte) (int, error) {
 		return done, nil
 	}
 	if c.worker != nil {
-		if err := c.std.SetWriteDeadline(time.Now().Add(c.srv.o.WriteTimeout)); err != nil {
+		if c.worker.until.IsZero() {
+			c.worker.until = time.Now().Add(c.srv.o.WriteTimeout)
+		}
+		if err := c.std.SetWriteDeadline(c.worker.until); err != nil {
 			return done, err
 		}
 	}
@@ -245,6 +258,7 @@ func (c *conn) rest() bool {
 		return true
 	}
 	c.state.Store(busy)
+	c.drained, c.toEnd = false, true
 	return false
 }
 
@@ -280,8 +294,8 @@ func (c *conn) handOver(read []byte) {
 	}
 	c.worker, c.partial = nil, nil
 	c.away = true
-	c.loop.size.Add(-1)
 	c.srv.others.give(&handed{Conn: c.stream, read: read})
+	c.loop.size.Add(-1)
 }
 
 // A handed connection is read from what was read of it already.
@@ -296,6 +310,8 @@ func (h *handed) Read(p []byte) (int, error) {
 	}
 	n := copy(p, h.read)
 	clear(h.read[:n])
-	h.read = h.read[n:]
+	if h.read = h.read[n:]; len(h.read) == 0 {
+		h.read = nil
+	}
 	return n, nil
 }

@@ -506,16 +506,35 @@ type othersListener struct {
 func (o *othersListener) give(c net.Conn) {
 	select {
 	case o.conns <- c:
-		return
 	default:
+		go func() { // whoever gives must not wait
+			select {
+			case o.conns <- c:
+				o.ended()
+			case <-o.done:
+				c.Close()
+			}
+		}()
+		return
 	}
-	go func() { // whoever gives must not wait
+	o.ended()
+}
+
+// ended closes what nobody accepts any more.
+func (o *othersListener) ended() {
+	select {
+	case <-o.done:
+	default:
+		return
+	}
+	for {
 		select {
-		case o.conns <- c:
-		case <-o.done:
+		case c := <-o.conns:
 			c.Close()
+		default:
+			return
 		}
-	}()
+	}
 }
 
 func (o *othersListener) Accept() (net.Conn, error) {
@@ -529,6 +548,7 @@ func (o *othersListener) Accept() (net.Conn, error) {
 
 func (o *othersListener) Close() error {
 	o.once.Do(func() { close(o.done) })
+	o.ended()
 	return nil
 }
 

@@ -32,12 +32,14 @@ type worker struct {
 
 	loop *loop // that it runs, nil once it has left it
 
-	ctx  fasthttp.RequestCtx
-	in   []byte // a request
-	head bytes.Reader
-	br   *bufio.Reader // over head
-	bw   *bufio.Writer // over the worker
-	sent int           // bytes of an answer
+	ctx   fasthttp.RequestCtx
+	in    []byte // a request
+	head  bytes.Reader
+	br    *bufio.Reader // over head
+	bw    *bufio.Writer // over the worker
+	sent  int           // bytes of an answer
+	until time.Time     // when the answer has to be out, zero before it had to wait
+	uri   fasthttp.URI  // scratch
 }
 
 // A job is a loop to run or, without one, a connection to serve. No job at all is
@@ -119,6 +121,7 @@ const (
 // serve answers what c has sent. The caller owns c, and no longer does after.
 func (w *worker) serve(c *conn) {
 	w.Conn, c.worker = c.stream, w
+	c.reads = 0
 	defer func() { w.Conn = nil }()
 	for {
 		switch w.answer(c) {
@@ -145,6 +148,9 @@ func (w *worker) serve(c *conn) {
 func (w *worker) stay(c *conn) bool {
 	s := w.srv
 	switch {
+	case c.std != nil && !c.followed: // TLS had something to say, and the client did not read
+		c.handOver(c.partial)
+		return false
 	case c.followed:
 		// Somebody called: whatever the reason, it was there before the call. The
 		// next call is for the next reason.
@@ -177,17 +183,21 @@ func (w *worker) stay(c *conn) bool {
 
 // answer reads one request and answers it.
 func (w *worker) answer(c *conn) outcome {
+	w.until = time.Time{}
 	n := copy(w.in, c.partial)
 	var body []byte
-	for {
+	for tries := 1; ; tries++ {
 		m, err := c.stream.Read(w.in[n:])
 		n += m
 		if m > 0 {
 			var r reading
 			if body, r = w.parse(w.in[:n]); r == whole {
 				break
-			} else if r == foreign || n == len(w.in) {
+			} else if r == foreign || n == len(w.in) || tries == maxReads {
 				return w.decline(c, n)
+			}
+			if c.followed && c.waits.Load() != halfway {
+				c.waitFor(halfway) // the next read waits
 			}
 		}
 		switch {
@@ -197,6 +207,7 @@ func (w *worker) answer(c *conn) outcome {
 				clear(c.partial)
 				c.partial = bytes.Clone(w.in[:n])
 			}
+			clear(w.in[:n])
 			return waiting
 		case n > 0: // and no more to come; fasthttp says what it thinks of that
 			return w.decline(c, n)
@@ -216,16 +227,25 @@ func (w *worker) answer(c *conn) outcome {
 	if last {
 		resp.SetConnectionClose()
 	}
-	w.sent = 0
+	w.sent, w.until = 0, time.Time{}
 	w.bw.Reset(w)
 	err := resp.Write(w.bw)
 	if err == nil {
 		err = w.bw.Flush()
 	}
-	// Both may hold plaintext.
+	// All of these may hold plaintext.
 	clear(w.in[:n])
+	if err != nil {
+		w.bw.Reset(w)
+		w.sent = maxAnswer
+	}
 	out := w.bw.AvailableBuffer()
 	clear(out[:min(w.sent, cap(out))])
+	if !resp.IsBodyStream() {
+		b := resp.SwapBody(nil)
+		clear(b[:cap(b)])
+		resp.SwapBody(b)
+	}
 	req.Reset()
 	resp.Reset()
 	switch {
@@ -281,7 +301,7 @@ func (w *worker) parse(b []byte) (body []byte, r reading) {
 	h.DisableNormalizing() // a signature covers names as they were sent
 	if err := h.Read(w.br); err != nil || w.head.Len()+w.br.Buffered() > 0 ||
 		!h.IsPost() || !h.IsHTTP11() || string(h.RequestURI()) != "/" ||
-		h.ConnectionClose() || h.ContentLength() < 0 || w.ctx.Request.MayContinue() {
+		h.ConnectionClose() || h.ContentLength() < 0 || w.ctx.Request.MayContinue() || w.uri.Parse(h.Host(), h.RequestURI()) != nil {
 		r = foreign
 	} else if n := end + h.ContentLength(); n > maxRequest || n < len(b) {
 		r = foreign

@@ -32,6 +32,10 @@ type Request struct {
 	// Now is the Verifier's clock, when the caller has read it for the request
 	// already; the zero time is for the Verifier to read.
 	Now time.Time
+
+	// MayWait is called before anything that may wait, which is Options.Lookup when
+	// there is Options.Cached; nil is not called.
+	MayWait func()
 }
 
 // Credential is one access key and whose it is. Immutable.
@@ -48,8 +52,7 @@ type Credential struct {
 }
 
 // Lookup finds the credential of an access key id, or returns nil. It is called
-// once for every request that is well formed, must not block, and must not keep
-// the slice.
+// once for every request that is well formed and must not keep the slice.
 type Lookup func(accessKeyID []byte) *Credential
 
 // DefaultCacheSize bounds the signing keys kept, some 200 bytes each: a day's
@@ -65,6 +68,9 @@ type Options struct {
 	NoTarget bool
 	// Lookup finds credentials. Required.
 	Lookup Lookup
+	// Cached finds those that are in memory, and is asked first; Lookup may wait
+	// then. Nil: there is only Lookup, which does not.
+	Cached Lookup
 	// Region maps the region of a credential scope to a lasting string, and
 	// reports whether it is served. It must not keep the slice. Required.
 	Region func(region []byte) (string, bool)
@@ -84,6 +90,7 @@ type Verifier struct {
 	service   string
 	noTarget  bool
 	lookup    Lookup
+	cached    Lookup // or nil
 	region    func([]byte) (string, bool)
 	badRegion string
 	clock     func() time.Time
@@ -98,7 +105,7 @@ func New(o Options) *Verifier {
 	if o.Lookup == nil || o.Region == nil {
 		panic("sigv4: Options.Lookup and Options.Region are required")
 	}
-	v := &Verifier{service: o.Service, noTarget: o.NoTarget, lookup: o.Lookup, region: o.Region, clock: o.Clock, logger: o.Logger}
+	v := &Verifier{service: o.Service, noTarget: o.NoTarget, lookup: o.Lookup, cached: o.Cached, region: o.Region, clock: o.Clock, logger: o.Logger}
 	if v.service == "" {
 		v.service = "kms"
 	}
@@ -241,6 +248,19 @@ func (f *found) scan(headers []Header) {
 	}
 }
 
+// find finds a request's credential, nil for none.
+func (v *Verifier) find(accessKeyID []byte, r *Request) *Credential {
+	if v.cached != nil {
+		if cred := v.cached(accessKeyID); cred != nil {
+			return cred
+		}
+		if r.MayWait != nil {
+			r.MayWait()
+		}
+	}
+	return v.lookup(accessKeyID)
+}
+
 func (v *Verifier) verify(s *scratch, r *Request, res *Result) *wire.Error {
 	requestTime, err := s.structure(r, v.noTarget)
 	if err != nil {
@@ -252,7 +272,7 @@ func (v *Verifier) verify(s *scratch, r *Request, res *Result) *wire.Error {
 	}
 
 	epoch := v.keys.epoch.Load() // before the look-up: see keycache.go
-	cred := v.lookup(s.auth.accessKeyID)
+	cred := v.find(s.auth.accessKeyID, r)
 	// A credential without a secret would be everybody's.
 	if cred == nil || !cred.Active || len(cred.Secret) == 0 || s.found.tokens > 0 {
 		return errUnrecognized
