@@ -48,6 +48,10 @@
 // at its state. An event may be for nothing: what it told of was read already, or
 // its descriptor's number has a new owner. Then the read finds nothing.
 //
+// A connection that is sent more and more is read so often; then its worker leaves
+// the loop too, and a request in that many pieces is for others. So nobody holds a
+// loop up by sending. The time for an answer is one for all of it.
+//
 // A read that did not fill its buffer has emptied the socket, so the next one is
 // not tried before the next event (epoll(7), question 9), unless the event also
 // told that the client is gone: that it tells only once.

@@ -230,6 +230,10 @@ func TestAnswersAsFasthttp(t *testing.T) {
 		{"empty lines first", "\r\n\r\n" + post("", "b"), 1, false},
 		{"expect", post("Expect: 100-continue\r\n", "b"), 2, false},
 		{"pipelined", post("A: 1\r\n", "one") + post("B: 2\r\n", "two"), 2, false},
+		{"bad host", strings.Replace(post("", "b"), "Host: k", "Host: a b", 1), 1, false},
+		{"bad port", strings.Replace(post("", "b"), "Host: k", "Host: k:port", 1), 1, false},
+		{"no host", strings.Replace(post("", "b"), "Host: k\r\n", "", 1), 1, false},
+		{"two hosts", post("Host: b\r\n", "b"), 1, false},
 		{"space before colon", post("X : 1\r\n", "b"), 1, false},
 	}
 	for _, tt := range tests {
