@@ -3,7 +3,6 @@ package reactor
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -15,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -228,11 +228,7 @@ func expand(secret []byte, label string, n int) []byte {
 // updater shakes hands and takes over what crypto/tls would send.
 func (r *rig) updater(t *testing.T) *updater {
 	t.Helper()
-	raw, err := net.Dial(r.addr.Network(), r.addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { raw.Close() })
+	raw := r.dialSmall(t)
 	var log bytes.Buffer
 	conf := r.tls.Clone()
 	conf.KeyLogWriter = &log
@@ -291,7 +287,7 @@ func TestKeyUpdates(t *testing.T) {
 	go u.raw.Write(b)
 	time.Sleep(time.Second)
 	// Now it reads all there is, and says nothing more.
-	if _, err := io.Copy(io.Discard, u.raw); errors.Is(err, context.DeadlineExceeded) {
+	if _, err := io.Copy(io.Discard, u.raw); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("it was not ended: %v", err)
 	}
 }
