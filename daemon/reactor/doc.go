@@ -25,7 +25,8 @@
 // connections, answers what they sent one after the other, and asks again. When
 // there are none it parks on the loop's own descriptor, which Go's netpoll
 // watches: an epoll instance is itself readable when it has something to tell.
-// Reads and writes are raw system calls, as they do not wait.
+// Reads and writes are raw system calls, as they do not wait: with ordinary ones a
+// data key cost about a fifth more.
 //
 // A handler that may wait (for a disk, an HSM, a heavy worker, a client that
 // does not read) says so with [MayWait] first. Its worker then leaves the loop,
@@ -60,8 +61,8 @@
 //
 // While there are no more connections than processors, nothing is gained by
 // putting several in one pass, and the way through two epoll instances costs a
-// lone client on the same machine half its requests: the kernel then wakes the
-// server on another processor than the client's. So each connection has a worker
+// lone client on the same machine half its requests (the kernel then seems to wake
+// the server on another processor than the client's). So each connection has a worker
 // that follows it: it reads like any goroutine, in the hands of package net. When
 // there are more, those that follow are called: a read deadline in the past ends
 // the wait, and they look around for the reason (too many connections, one that is
@@ -75,6 +76,6 @@
 // one wakes others. Blocking in epoll_wait instead of netpoll: the scheduler
 // hands the P of a thread over that waits in the kernel, and the server used half
 // as much again. Calling Gosched after each pass: it wakes a thread every time.
-// Reading HTTP ourselves: a second opinion about
-// what a request is, in front of a signature check.
+// Reading HTTP ourselves: a second opinion about what a request is, in front of a
+// signature check.
 package reactor
