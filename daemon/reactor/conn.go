@@ -282,13 +282,15 @@ func (c *conn) handOver(read []byte) {
 	if c.followed {
 		c.srv.unfollow(c)
 	}
+	var err error
 	if c.std == nil {
-		if err := c.release(); err != nil {
-			c.stream.Close()
-			return
-		}
+		err = c.release()
 	}
-	if err := c.std.SetDeadline(time.Time{}); err != nil {
+	if err == nil {
+		err = c.std.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		clear(read)
 		c.stream.Close()
 		return
 	}
